@@ -1,0 +1,377 @@
+"""From an exported folder to metrics.json, pictures and a card.
+
+Every figure is stated with the draws, seed, command, hardware and versions that gave it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import hub
+from .data import load_data
+from .models.flow import FlowPreTrainedModel
+from .models.flow.modeling_flow import nats_to_bits_per_dim
+
+
+@dataclass
+class EvaluationArguments:
+    """The recipe's ``evaluation`` section.
+
+    Args:
+        split: the split that is reported.
+        batch_size: examples at a time.
+        num_draws: dequantisation draws per example.
+        num_samples: samples in the picture, a square number looks best.
+        temperature: temperature of those samples.
+        exactness_examples: examples whose log-determinant is compared with an autograd Jacobian.
+        seed: seed of every draw.
+        max_examples: use only the first so many examples; for a quick look, never for a card.
+    """
+
+    split: str = "test"
+    batch_size: int = 500
+    num_draws: int = 16
+    num_samples: int = 100
+    temperature: float | int = 1.0
+    exactness_examples: int = 4
+    seed: int = 0
+    max_examples: int | None = None
+
+
+def evaluate(folder: str | Path, data: str | None = None, **overrides: Any) -> dict[str, Any]:
+    """Measure an exported model on its recipe's data, and write metrics.json, pictures and the card into its folder.
+
+    Args:
+        folder: what `hfblog.training.train` exported.
+        data: data set in place of the recipe's, by name, Hub id or folder.
+        **overrides: fields of [`EvaluationArguments`].
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        ValueError: the folder is not a model, or was not trained by a recipe.
+    """
+    from .training import Recipe, build_processor, command_line, prepare_split
+
+    folder = Path(folder)
+    hub.check_folder(folder)
+    recipe_file = folder / "recipe.yaml"
+    if not recipe_file.exists():
+        raise ValueError(f"{folder} has no recipe.yaml: only a model trained by a recipe says what it is evaluated on")
+    recipe = Recipe(**yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
+    if data is not None:
+        recipe.data["name"] = data
+    arguments = EvaluationArguments(**(recipe.evaluation | overrides))
+
+    start = time.perf_counter()
+    auto_class = getattr(transformers, recipe.model.get("auto_class", "AutoModel"))
+    model = auto_class.from_pretrained(folder)
+    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    processor = build_processor(recipe, model.config)
+    splits = load_data(**{k: v for k, v in recipe.data.items() if not k.endswith("_column")})
+    prepared = {split: prepare_split(splits, split, recipe, processor) for split in ("train", arguments.split)}
+
+    report = find_evaluator(model)(model, processor, prepared["train"], prepared[arguments.split], arguments, folder)
+    training_file = folder / "training.json"
+    training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
+    if training and training["curve"]:
+        curve_picture(training["curve"], folder / "curve.png")
+        report["pictures"].append({"file": "curve.png", "caption": "Validation loss in nats by epoch"})
+    published = [
+        {("label" if key == "name" else key): value for key, value in row.items()} for row in recipe.card.get("published", [])
+    ]
+    metrics = {
+        "name": recipe.name,
+        "model_type": model.config.model_type,
+        "architecture": type(model).__name__,
+        "num_parameters": model.num_parameters(),
+        "data": {
+            "name": recipe.data["name"],
+            "split": arguments.split,
+            "num_examples": len(prepared[arguments.split]),
+            "description": report.pop("description"),
+        },
+        "results": report.pop("results"),
+        "comparisons": [*report.pop("baselines"), *published],
+        **report,
+        "settings": vars(arguments),
+        "training": training,
+        "command": command_line(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    (folder / hub.METRICS_FILE).write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    hub.write_card(folder)
+    return metrics
+
+
+def find_evaluator(model: torch.nn.Module) -> Callable[..., dict[str, Any]]:
+    """The function that measures a model of this kind."""
+    for kind, evaluator in EVALUATORS.items():
+        if isinstance(model, kind):
+            return evaluator
+    raise ValueError(f"no evaluation is known for {type(model).__name__}")
+
+
+# --- densities ---
+
+
+def _batches(dataset: Any, arguments: EvaluationArguments) -> list[Tensor]:
+    count = len(dataset) if arguments.max_examples is None else min(arguments.max_examples, len(dataset))
+    starts = range(0, count, arguments.batch_size)
+    return [dataset[start : min(start + arguments.batch_size, count)]["pixel_values"] for start in starts]
+
+
+@torch.no_grad()
+def dequantized_log_probs(
+    model: FlowPreTrainedModel, batches: list[Tensor], num_draws: int, generator: torch.Generator
+) -> Tensor:
+    """``(num_draws, examples)`` float64: log-density in nats of each example under each draw of the noise."""
+    rows = []
+    for batch in tqdm(batches, desc="Log-density", unit="batch"):
+        batch = batch.to(model.device)
+        draws = [model.log_prob(model.dequantize(batch, generator=generator)) for _ in range(num_draws)]
+        rows.append(torch.stack(draws).double().cpu())
+    return torch.cat(rows, dim=1)
+
+
+def gaussian_baselines(train: Tensor, test: Tensor, num_levels: int | None) -> list[dict[str, Any]]:
+    """Mean test log-density in nats of the uniform law and of normals fitted to the training data.
+
+    Args:
+        train, test: ``(examples, D)``, dequantised to ``[0, 1]``.
+        num_levels: K, for bits per dimension.
+    """
+    train, test = train.double(), test.double()
+    size = test.shape[1]
+    mean = train.mean(0)
+    centred = train - mean
+    covariance = centred.T @ centred / len(train)
+    full = torch.distributions.MultivariateNormal(mean, scale_tril=torch.linalg.cholesky(covariance))
+    diagonal = torch.distributions.Normal(mean, covariance.diagonal().sqrt())
+    rows = {
+        "uniform": 0.0,
+        "diagonal Gaussian": diagonal.log_prob(test).sum(1).mean().item(),
+        "full Gaussian": full.log_prob(test).mean().item(),
+    }
+    baselines = []
+    for label, nats in rows.items():
+        row = {"label": label, "log_likelihood": nats}
+        if num_levels is not None:
+            row["bits_per_dim"] = nats_to_bits_per_dim(nats, size, num_levels)
+        baselines.append(row)
+    return baselines
+
+
+def exactness_report(model: FlowPreTrainedModel, x: Tensor, num_jacobians: int) -> list[dict[str, Any]]:
+    """Errors of the inverse in both precisions, and of the log-determinant against autograd, in the trained model.
+
+    Args:
+        x: ``(examples, *event_shape)``, dequantised.
+        num_jacobians: how many of them to differentiate; a Jacobian has D * D entries.
+    """
+    import copy
+
+    double = copy.deepcopy(model).double().cpu()
+    x = x.cpu()
+    checks = []
+    with torch.no_grad():
+        single = copy.deepcopy(model).float().cpu()
+        for label, flow, data in (("float32", single, x.float()), ("float64", double, x.double())):
+            error = (flow.decode(flow.encode(data)[0]) - data).abs().max().item()
+            checks.append({"label": f"largest inverse error, {label}", "value": error})
+    if num_jacobians:
+        few = x[:num_jacobians].double()
+        jacobian = torch.func.vmap(
+            torch.func.jacrev(lambda one: double.encode(one[None])[0][0], chunk_size=128), chunk_size=1
+        )(few)
+        reference = torch.linalg.slogdet(jacobian.reshape(len(few), model.config.event_size, -1))[1]
+        error = (reference - double.encode(few)[1]).abs().max().item()
+        checks.append(
+            {"label": f"largest log-det error against autograd, {len(few)} examples, float64, nats", "value": error}
+        )
+    return checks
+
+
+def evaluate_density(
+    model: FlowPreTrainedModel,
+    processor: Any,
+    train: Any,
+    test: Any,
+    arguments: EvaluationArguments,
+    folder: Path,
+) -> dict[str, Any]:
+    """Test log-likelihood, bits per dimension, baselines, exactness and pictures of a density model over images."""
+    config = model.config
+    generator = torch.Generator().manual_seed(arguments.seed)
+    model.eval()
+    valid_bound = config.dequantization == "uniform"
+    batches = _batches(test, arguments)
+    num_draws = arguments.num_draws if valid_bound else 1
+    log_probs = dequantized_log_probs(model, batches, num_draws, generator)
+    per_example = log_probs.mean(0)
+    nats = per_example.mean().item()
+    stderr = (per_example.std() / math.sqrt(len(per_example))).item()
+    results = {
+        "log_likelihood": {"label": "log-likelihood", "unit": "nats", "value": nats, "stderr": stderr},
+    }
+    notes = []
+    if valid_bound:
+        weighted = (log_probs.logsumexp(0) - math.log(num_draws)).mean().item()
+        to_bits = lambda value: nats_to_bits_per_dim(value, config.event_size, config.num_levels)  # noqa: E731
+        results["bits_per_dim"] = {"label": "bits/dim", "unit": f"{config.num_levels} levels", "value": to_bits(nats)}
+        notes.append(
+            f"Log-density of x = (k + u) / {config.num_levels} on [0, 1]^{config.event_size}, mean over {num_draws} draws of "
+            f"u per image; the error is the standard error over {len(per_example):,} images. The importance-weighted bound "
+            f"of the same draws is {weighted:.2f} nats, {to_bits(weighted):.4f} bits/dim."
+        )
+    else:
+        notes.append(
+            f"dequantization={config.dequantization!r}: the density is taken at the lattice points themselves. That is "
+            "no bound on a discrete likelihood, so no bits per dimension are stated, and the figure must not be compared with those "
+            "of dequantised models."
+        )
+    if config.prior == "normal":
+        constant = config.event_size / 2 * math.log(2 * math.pi)
+        notes.append(
+            f"In the article's convention, which drops the constant D/2 log 2 pi = {constant:.2f}, the loss is {-nats - constant:.2f}."
+        )
+    if valid_bound:
+        flat = [
+            torch.cat([model.dequantize(batch, generator=generator).flatten(1) for batch in _batches(part, arguments)])
+            for part in (train, test)
+        ]
+        baselines = gaussian_baselines(*flat, config.num_levels)
+    else:
+        baselines = []  # a normal fitted to lattice points has unbounded density where a pixel never changes
+
+    shown = batches[0].to(model.device)[: max(arguments.num_samples, 10)]
+    x = model.dequantize(shown, generator=generator)
+    return {
+        "description": f"{len(per_example):,} images of the {arguments.split} split.",
+        "results": results,
+        "baselines": baselines,
+        "notes": notes,
+        "exactness": exactness_report(
+            model, x, arguments.exactness_examples if config.event_size <= 1024 else 0
+        ),
+        "pictures": density_pictures(model, processor, x, arguments, folder),
+    }
+
+
+EVALUATORS = {FlowPreTrainedModel: evaluate_density}
+
+
+# --- pictures ---
+
+
+def image_grid(images: list[Image.Image], columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:
+    """Images of one size side by side, row by row; small ones are enlarged without smoothing."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scale = scale or max(1, 48 // images[0].width)
+    width, height = images[0].width * scale, images[0].height * scale
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new(images[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), color=128 if images[0].mode == "L" else (128,) * 3)
+    for index, image in enumerate(images):
+        place = (index % columns * (width + gap), index // columns * (height + gap))
+        grid.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
+    return grid
+
+
+@torch.no_grad()
+def density_pictures(
+    model: FlowPreTrainedModel, processor: Any, x: Tensor, arguments: EvaluationArguments, folder: Path
+) -> list[dict[str, str]]:
+    """Samples, reconstructions, interpolations and, where the flow has one, the spectrum of its scaling."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    samples = model.sample(arguments.num_samples, temperature=arguments.temperature, generator=generator)
+    image_grid(processor.post_process(samples)).save(folder / "samples.png", optimize=True)
+    pictures = [{"file": "samples.png", "caption": f"Samples at temperature {arguments.temperature:g}, not chosen"}]
+
+    shown = x[:10]
+    reconstruction = model.decode(model.encode(shown)[0])
+    error = (reconstruction - shown).abs()
+    rows = [*processor.post_process(shown), *processor.post_process(reconstruction), *processor.post_process(error * 1e5)]
+    image_grid(rows, columns=10).save(folder / "reconstructions.png", optimize=True)
+    pictures.append(
+        {
+            "file": "reconstructions.png",
+            "caption": "Test images, what decode(encode(x)) makes of them, and 100,000 times the difference",
+        }
+    )
+
+    path = model.interpolate(x[:5], x[5:10], steps=9)
+    image_grid(processor.post_process(path.flatten(0, 1)), columns=9).save(folder / "interpolations.png", optimize=True)
+    pictures.append({"file": "interpolations.png", "caption": "Straight lines in latent space between test images"})
+
+    if hasattr(model, "scaling"):
+        spectrum_picture(torch.exp(-model.scaling.log_scale).cpu().numpy(), folder / "spectrum.png")
+        pictures.append(
+            {"file": "spectrum.png", "caption": "Spread exp(-s) along each latent direction, sorted (paper, figure 8)"}
+        )
+    return pictures
+
+
+def _axes(x_label: str, y_label: str):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def spectrum_picture(spread: np.ndarray, path: Path) -> None:
+    figure, axes = _axes("latent dimension, sorted", "exp(-s)")
+    axes.semilogy(np.sort(spread)[::-1])
+    figure.savefig(path)
+
+
+def curve_picture(curve: list[dict[str, float]], path: Path) -> None:
+    figure, axes = _axes("epoch", "validation loss (nats)")
+    axes.plot([point["epoch"] for point in curve], [point["validation_loss"] for point in curve])
+    figure.savefig(path)
+
+
+# --- where it ran ---
+
+
+def hardware() -> str:
+    """The machine in words: processor, cores and memory, and the accelerator if there is one."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    text = f"{os.cpu_count()} cores of {model}"
+    if torch.cuda.is_available():
+        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {text}"
+    return text
+
+
+def versions() -> dict[str, str]:
+    packages = ("hfblog", "torch", "transformers", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
