@@ -80,9 +80,14 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: ``1e-3`` is a float, where PyYAML reads a string."""
+    """YAML 1.2 scalars: ``1e-3`` is a float and ``no`` a word, where PyYAML reads a string and False."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
