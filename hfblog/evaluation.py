@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import yaml
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import hub
-from .data import load_data
 from .models.flow import FlowPreTrainedModel
 from .models.flow.modeling_flow import nats_to_bits_per_dim
 
@@ -56,38 +54,39 @@ class EvaluationArguments:
     max_examples: int | None = None
 
 
-def evaluate(folder: str | Path, data: str | None = None, **overrides: Any) -> dict[str, Any]:
+def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """Measure an exported model on its recipe's data, and write metrics.json, pictures and the card into its folder.
 
     Args:
         folder: what `hfblog.training.train` exported.
         data: data set in place of the recipe's, by name, Hub id or folder.
-        **overrides: fields of [`EvaluationArguments`].
+        overrides: ``key=value`` for fields of [`EvaluationArguments`].
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        ValueError: the folder is not a model, or was not trained by a recipe.
+        ValueError: the folder is not a model, was not trained by a recipe, or an override is not known.
     """
-    from .training import Recipe, build_processor, command_line, prepare_split
+    from .training import build_processor, command_line, load_data_of, load_recipe, prepare_split
 
     folder = Path(folder)
     hub.check_folder(folder)
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.exists():
         raise ValueError(f"{folder} has no recipe.yaml: only a model trained by a recipe says what it is evaluated on")
-    recipe = Recipe(**yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
-    if data is not None:
-        recipe.data["name"] = data
-    arguments = EvaluationArguments(**(recipe.evaluation | overrides))
+    settings = [f"evaluation.{override}" for override in overrides]
+    recipe = load_recipe(recipe_file, settings + ([f"data.name={data}"] if data is not None else []))
+    arguments = EvaluationArguments(**recipe.evaluation)
 
     start = time.perf_counter()
     auto_class = getattr(transformers, recipe.model.get("auto_class", "AutoModel"))
     model = auto_class.from_pretrained(folder)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     processor = build_processor(recipe, model.config)
-    splits = load_data(**{k: v for k, v in recipe.data.items() if not k.endswith("_column")})
+    splits = load_data_of(recipe)
+    if arguments.split not in splits:
+        raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")
     prepared = {split: prepare_split(splits, split, recipe, processor) for split in ("train", arguments.split)}
 
     report = find_evaluator(model)(model, processor, prepared["train"], prepared[arguments.split], arguments, folder)
@@ -124,6 +123,24 @@ def evaluate(folder: str | Path, data: str | None = None, **overrides: Any) -> d
     (folder / hub.METRICS_FILE).write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     hub.write_card(folder)
     return metrics
+
+
+def report(metrics: dict[str, Any], folder: str | Path) -> str:
+    """What was measured and what to do next, for the screen."""
+    lines = [f"\n{metrics['name']}: {metrics['num_parameters']:,} parameters, {metrics['data']['description']}"]
+    for key, result in metrics["results"].items():
+        others = [f"{row['label']} {hub.format_number(row[key])}" for row in metrics["comparisons"] if key in row]
+        lines.append(
+            f"  {result['label']} ({result['unit']}): {hub.format_number(result['value'])}"
+            + (f"   [{', '.join(others)}]" if others else "")
+        )
+    lines += [f"  {check['label']}: {hub.format_number(check['value'])}" for check in metrics["exactness"]]
+    lines.append(f"""
+The model is in {folder}: weights, code, processor, card (README.md), metrics.json and pictures. Next:
+  load    python -c "from transformers import AutoModel; print(AutoModel.from_pretrained('{folder}', trust_remote_code=True))"
+  sample  python scripts/sample.py {folder} --num-samples 64 --output samples.png
+  push    python scripts/push_to_hub.py {folder} YOUR_NAME/{metrics["name"]}""")
+    return "\n".join(lines)
 
 
 def find_evaluator(model: torch.nn.Module) -> Callable[..., dict[str, Any]]:
@@ -208,9 +225,7 @@ def exactness_report(model: FlowPreTrainedModel, x: Tensor, num_jacobians: int) 
         )(few)
         reference = torch.linalg.slogdet(jacobian.reshape(len(few), model.config.event_size, -1))[1]
         error = (reference - double.encode(few)[1]).abs().max().item()
-        checks.append(
-            {"label": f"largest log-det error against autograd, {len(few)} examples, float64, nats", "value": error}
-        )
+        checks.append({"label": f"largest log-det error against autograd, {len(few)} examples, float64, nats", "value": error})
     return checks
 
 
@@ -249,13 +264,14 @@ def evaluate_density(
     else:
         notes.append(
             f"dequantization={config.dequantization!r}: the density is taken at the lattice points themselves. That is "
-            "no bound on a discrete likelihood, so no bits per dimension are stated, and the figure must not be compared with those "
-            "of dequantised models."
+            "no bound on a discrete likelihood, so no bits per dimension are stated, and the figure must not be compared "
+            "with those of dequantised models."
         )
     if config.prior == "normal":
         constant = config.event_size / 2 * math.log(2 * math.pi)
         notes.append(
-            f"In the article's convention, which drops the constant D/2 log 2 pi = {constant:.2f}, the loss is {-nats - constant:.2f}."
+            f"In the article's convention, which drops the constant D/2 log 2 pi = {constant:.2f}, "
+            f"the loss is {-nats - constant:.2f}."
         )
     if valid_bound:
         flat = [
@@ -273,9 +289,7 @@ def evaluate_density(
         "results": results,
         "baselines": baselines,
         "notes": notes,
-        "exactness": exactness_report(
-            model, x, arguments.exactness_examples if config.event_size <= 1024 else 0
-        ),
+        "exactness": exactness_report(model, x, arguments.exactness_examples if config.event_size <= 1024 else 0),
         "pictures": density_pictures(model, processor, x, arguments, folder),
     }
 
@@ -292,7 +306,11 @@ def image_grid(images: list[Image.Image], columns: int | None = None, scale: int
     scale = scale or max(1, 48 // images[0].width)
     width, height = images[0].width * scale, images[0].height * scale
     rows = math.ceil(len(images) / columns)
-    grid = Image.new(images[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), color=128 if images[0].mode == "L" else (128,) * 3)
+    grid = Image.new(
+        images[0].mode,
+        (columns * (width + gap) - gap, rows * (height + gap) - gap),
+        color=128 if images[0].mode == "L" else (128,) * 3,
+    )
     for index, image in enumerate(images):
         place = (index % columns * (width + gap), index // columns * (height + gap))
         grid.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
@@ -312,12 +330,12 @@ def density_pictures(
     shown = x[:10]
     reconstruction = model.decode(model.encode(shown)[0])
     error = (reconstruction - shown).abs()
-    rows = [*processor.post_process(shown), *processor.post_process(reconstruction), *processor.post_process(error * 1e5)]
+    rows = [*processor.post_process(shown), *processor.post_process(reconstruction), *processor.post_process(error * 1e6)]
     image_grid(rows, columns=10).save(folder / "reconstructions.png", optimize=True)
     pictures.append(
         {
             "file": "reconstructions.png",
-            "caption": "Test images, what decode(encode(x)) makes of them, and 100,000 times the difference",
+            "caption": "Test images, what decode(encode(x)) makes of them, and 1,000,000 times the difference",
         }
     )
 

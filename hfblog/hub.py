@@ -91,16 +91,14 @@ def write_card(folder: str | Path) -> Path:
     return path
 
 
-def render_card(
-    config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str, Any] | None, pictures: set[str]
-) -> str:
+def render_card(config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str, Any] | None, pictures: set[str]) -> str:
     """The text of a model card with valid metadata: nothing in it was typed that could have been measured."""
     card = recipe.get("card", {})
     name = recipe.get("name", config["model_type"])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hfblog", "."), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = format_number
+    environment.filters |= {"number": format_number, "duration": format_duration}
     body = environment.get_template("card_template.md").render(
         name=name, card=card, config=config, metrics=metrics, pictures=pictures, pipeline_tag=pipeline_tag(config)
     )
@@ -156,11 +154,19 @@ def format_number(value: Any) -> str:
     """Four significant digits or two decimals, and the exponent where it is small."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value == 0 or 1e-3 <= abs(value) < 10:
+    if isinstance(value, int) or value == int(value):
+        return f"{value:,.0f}"
+    if 1e-3 <= abs(value) < 10:
         return f"{value:.3f}"
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.1e}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def publish_card(folder: str | Path, cards_dir: str | Path = "model_cards") -> Path:
@@ -222,9 +228,7 @@ def push(
     )
 
 
-def pull(
-    repo_id: str, folder: str | Path | None = None, *, revision: str | None = None, token: str | None = None
-) -> Path:
+def pull(repo_id: str, folder: str | Path | None = None, *, revision: str | None = None, token: str | None = None) -> Path:
     """Download a model repository whole, to ``folder`` or to the Hub's cache, and check it.
 
     Raises:

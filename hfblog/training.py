@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from datasets import DatasetDict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.models.auto import auto_factory, image_processing_auto, modeling_auto
 from transformers.trainer_pt_utils import get_parameter_names
@@ -48,6 +49,7 @@ TRAINING_DEFAULTS = {
     "logging_strategy": "epoch",
     "logging_nan_inf_filter": False,
     "max_grad_norm": 0.0,
+    "ddp_find_unused_parameters": False,
     "seed": 0,
     "report_to": "none",
 }
@@ -72,8 +74,9 @@ class TrainingArguments(transformers.TrainingArguments):
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
         if self.ema_decay and self.save_only_model and self.load_best_model_at_end:
-            raise ValueError("ema_decay with load_best_model_at_end needs save_only_model=False: the average is in the "
-                             "optimizer's state")
+            raise ValueError(
+                "ema_decay with load_best_model_at_end needs save_only_model=False: the average is in the optimizer's state"
+            )
 
 
 # --- recipes ---
@@ -330,6 +333,10 @@ class SampleGridCallback(TrainerCallback):
                 writer.add_image("samples", image, state.global_step, dataformats="HWC")
 
 
+class LaunchError(RuntimeError):
+    """The processes that run are not those that were asked for."""
+
+
 def check_world(world_size: int) -> None:
     """Refuse to train in another world than the launcher was asked for.
 
@@ -338,14 +345,14 @@ def check_world(world_size: int) -> None:
     """
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != world_size:
-        raise RuntimeError(
-            f"the launcher started {asked} processes, but this one sees a world of {world_size}; on CPU set "
-            "ACCELERATE_USE_CPU=true (see scripts/accelerate/)"
+        raise LaunchError(
+            f"the launcher started {asked} processes, but this one sees a world of {world_size}; without accelerators "
+            "set training.use_cpu=true"
         )
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise RuntimeError(
+        raise LaunchError(
             "accelerate launch was asked for several processes but started one: with --cpu it only does so under mpirun. "
-            "Use ACCELERATE_USE_CPU=true accelerate launch --config_file scripts/accelerate/two_cpu_processes.yaml"
+            "Use accelerate launch --config_file scripts/accelerate/two_cpu_processes.yaml"
         )
 
 
@@ -399,7 +406,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
     config = recipe.build_config()
     processor = build_processor(recipe, config)
     with arguments.main_process_first(desc="preparing the data"):
-        data = load_data(**{k: v for k, v in recipe.data.items() if not k.endswith("_column")})
+        data = load_data_of(recipe)
         prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
 
     transformers.set_seed(arguments.seed)
@@ -437,11 +444,14 @@ def build_processor(recipe: Recipe, config: PreTrainedConfig) -> Any:
     return processor_class.from_model_config(config, **recipe.processor) if processor_class is not None else None
 
 
-def prepare_split(data: Any, split: str, recipe: Recipe, processor: Any) -> Any:
+def load_data_of(recipe: Recipe) -> DatasetDict:
+    """The recipe's data set with its three splits."""
+    return load_data(**{key: value for key, value in recipe.data.items() if not key.endswith("_column")})
+
+
+def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any) -> Any:
     """One split as the model's forward takes it."""
-    return prepare_images(
-        data[split], processor, recipe.data.get("image_column"), recipe.data.get("label_column")
-    )
+    return prepare_images(data[split], processor, recipe.data.get("image_column"), recipe.data.get("label_column"))
 
 
 def initialize(model: PreTrainedModel, dataset: Any, arguments: TrainingArguments) -> None:
@@ -466,6 +476,7 @@ def training_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "processes": trainer.args.world_size,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "split_sizes": split_sizes,
         "curve": [
             {"epoch": entry["epoch"], "validation_loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry

@@ -18,7 +18,6 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from hfblog import evaluation, training  # noqa: E402
-from hfblog.hub import format_number  # noqa: E402
 
 
 def main() -> None:
@@ -34,26 +33,11 @@ def main() -> None:
     try:
         recipe = training.load_recipe(arguments.recipe, overrides)
         folder = training.train(recipe, arguments.output_dir, overwrite=arguments.overwrite)
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, training.LaunchError) as error:
         sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) != 0 or arguments.no_evaluation:
         return
-    metrics = evaluation.evaluate(folder)
-    print_report(metrics, folder)
-
-
-def print_report(metrics: dict, folder) -> None:
-    print(f"\n{metrics['name']}: {metrics['num_parameters']:,} parameters, {metrics['data']['description']}")
-    for key, result in metrics["results"].items():
-        others = ", ".join(f"{row['label']} {format_number(row[key])}" for row in metrics["comparisons"] if key in row)
-        print(f"  {result['label']} ({result['unit']}): {format_number(result['value'])}" + (f"   [{others}]" if others else ""))
-    for check in metrics["exactness"]:
-        print(f"  {check['label']}: {format_number(check['value'])}")
-    print(f"""
-The model is in {folder}: weights, code, processor, card (README.md), metrics.json and pictures. Next:
-  load    python -c "from transformers import AutoModel; print(AutoModel.from_pretrained('{folder}', trust_remote_code=True))"
-  sample  python scripts/sample.py {folder} --num-samples 64 --output samples.png
-  push    python scripts/push_to_hub.py {folder} YOUR_NAME/{metrics['name']}""")
+    print(evaluation.report(evaluation.evaluate(folder), folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What every flow's configuration shares: the event, its quantisation, the prior, and what travels to the Hub."""
+"""What every flow's configuration shares: the event, its quantisation, the prior, and what travels to the Hub.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` in configuration files: `strict` reads the annotations as objects, and checks no
+type where it finds strings.
+"""
 
 import math
 from typing import Any, ClassVar
@@ -62,7 +64,7 @@ class FlowConfig(PreTrainedConfig):
             self.custom_pipelines = custom_pipelines
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> FlowConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> "FlowConfig":
         """A named configuration, with single fields replaced by ``overrides``."""
         check_choice("preset", name, tuple(cls.presets))
         return cls(**(cls.presets[name] | overrides))

@@ -1,7 +1,5 @@
 """Configuration of the NICE flow."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict

@@ -120,7 +120,7 @@ class FlowDistribution(torch.distributions.Distribution):
         shape = value.shape[: value.ndim - len(self.event_shape)]
         return self.flow.log_prob(value.reshape(-1, *self.event_shape)).reshape(shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         like = self.flow.reference_tensor
         latents = self.flow.prior.sample(torch.Size(sample_shape).numel(), like, 1.0, None)
         return self.flow.decode(latents).reshape(*sample_shape, *self.event_shape)
@@ -331,9 +331,7 @@ class FlowPreTrainedModel(PreTrainedModel):
         if (levels - levels.round()).abs().max() > 1e-3:
             raise ValueError(f"pixel_values are not on the grid of {config.num_levels} levels, k / {config.num_levels - 1}")
         generator = generator or torch.Generator().manual_seed(0)
-        log_probs = torch.stack(
-            [self.log_prob(self.dequantize(pixel_values, generator=generator)) for _ in range(num_draws)]
-        )
+        log_probs = torch.stack([self.log_prob(self.dequantize(pixel_values, generator=generator)) for _ in range(num_draws)])
         if importance_weighted:
             log_prob = log_probs.logsumexp(0) - math.log(num_draws)
         else:
@@ -352,9 +350,7 @@ class FlowPreTrainedModel(PreTrainedModel):
         path = torch.lerp(start[:, None], end[:, None], weights)
         return self.decode(path.flatten(0, 1)).unflatten(0, (len(x1), steps))
 
-    def inpaint(
-        self, x: Tensor, mask: Tensor, num_steps: int = 300, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def inpaint(self, x: Tensor, mask: Tensor, num_steps: int = 300, generator: torch.Generator | None = None) -> Tensor:
         """Fill in hidden values by noisy gradient ascent on the log-density (Dinh et al. 2015, section 5.2).
 
         ``x_hidden <- x_hidden + a_i (d log q(x) / d x_hidden + noise)`` with ``a_i = 10 / (100 + i)`` and standard normal

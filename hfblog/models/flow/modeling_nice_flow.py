@@ -114,9 +114,7 @@ class NiceFlowModel(FlowPreTrainedModel):
         rows = [torch.randperm(size, generator=generator, device="cpu")]
         for layer in range(1, config.num_coupling_layers):
             first = (size + 1) // 2 if layer % 2 == 0 else size // 2
-            rows.append(
-                torch.cat([torch.randperm(n, generator=generator, device="cpu") for n in (first, size - first)])
-            )
+            rows.append(torch.cat([torch.randperm(n, generator=generator, device="cpu") for n in (first, size - first)]))
         return torch.stack(rows)
 
     @torch.no_grad()
