@@ -26,6 +26,7 @@ import torch
 import transformers
 import yaml
 from datasets import DatasetDict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.models.auto import auto_factory, image_processing_auto, modeling_auto
 from transformers.trainer_pt_utils import get_parameter_names
@@ -114,9 +115,12 @@ class Recipe:
 
     def build_config(self) -> PreTrainedConfig:
         settings = {k: v for k, v in self.model.items() if k not in ("model_type", "auto_class", "preset")}
-        if "preset" in self.model:
-            return self.config_class.from_preset(self.model["preset"], **settings)
-        return self.config_class(**settings)
+        try:
+            if "preset" in self.model:
+                return self.config_class.from_preset(self.model["preset"], **settings)
+            return self.config_class(**settings)
+        except StrictDataclassError as error:
+            raise ValueError(f"the recipe's model section: {error}") from error
 
     def to_yaml(self) -> str:
         sections = {section: getattr(self, section) for section in SECTIONS if getattr(self, section)}

@@ -5,18 +5,18 @@
     python scripts/benchmark_nice_flow.py --peers zuko FrEIA --batch-size 250 --rounds 5 --json benchmark.json
     python scripts/benchmark_nice_flow.py --hidden-size 64 --rounds 1 --seconds 0.1      # only to see that it runs
 
-All contestants are one network: additive couplings with the same coupling networks and a diagonal scaling. They take turns
-within each round, so that a drifting machine slows all of them; a ratio is the median over rounds of the ratio within a
-round. Two comparisons are made: "box", where a peer keeps its defaults (float32, plain torch.optim.Adam) and hfblog trains
-as its recipe does, and "like", where both have the same dtype and the same fused optimiser. The bound is the speed of the
-network's matrix products alone (6 flops a weight and sample in training, 2 in sampling), measured in the same rounds.
+All contestants are one network: additive couplings with the same coupling networks and a diagonal scaling. They take
+turns within each round, so that a drifting machine slows all of them; a ratio is the median over rounds of the ratio
+within a round. Two comparisons are made: "box", where a peer keeps its defaults (float32, plain torch.optim.Adam) and
+hfblog trains as its recipe does, and "like", where both have the same dtype and the same fused optimiser. The bound is
+the speed of the network's matrix products alone (6 flops a weight and sample in training, 2 in sampling), measured in
+the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import importlib.metadata
 import json
 import math
@@ -45,7 +45,7 @@ from hfblog.training import EMAHook  # noqa: E402
 
 OWN = "hfblog"
 LEARNING_RATE = 1e-4
-# float32 rounding stays below this; what is further off samples from another model than the one whose density it states.
+# float32 rounding stays below this; what is further off samples from another model than the one whose density it gives
 ROUND_TRIP_LIMIT = 1e-3
 
 
@@ -207,7 +207,7 @@ def build_freia(network: Network) -> Contestant:
     from FrEIA.modules import ActNorm, NICECouplingBlock
 
     if network.couplings % 2:
-        raise ValueError(f"FrEIA's coupling block holds two couplings, so --couplings {network.couplings} must be even")
+        raise ValueError(f"FrEIA's block holds two couplings, so --couplings {network.couplings} must be even")
 
     def net(inputs: int, outputs: int) -> nn.Module:
         sizes = [inputs, *network.layer_sizes[1:-1]]
@@ -226,7 +226,7 @@ def build_freia(network: Network) -> Contestant:
     model.append(ActNorm)
     return Contestant(
         name="FrEIA",
-        built="NICECouplingBlock (two couplings each), ActNorm for the scaling (it adds a shift); it has no prior: normal",
+        built="NICECouplingBlock (two couplings each), ActNorm for the scaling (it adds a shift); no prior of its own",
         model=model,
         encode=lambda model, x: model(x)[0],
         decode=lambda model, latents: model(latents, rev=True)[0],
@@ -240,7 +240,7 @@ BUILDERS = {"zuko": build_zuko, "normflows": build_normflows, "nflows": build_nf
 
 @torch.no_grad()
 def redraw(contestant: Contestant, images: Tensor) -> None:
-    """The same start for all: ReLU's gain in every matrix, so that no coupling adds nothing, and a scaling from data."""
+    """The same start for all: ReLU's gain in every matrix, so that every coupling counts, and a scaling from data."""
     for parameter in contestant.model.parameters():
         if parameter.ndim == 2 and min(parameter.shape) > 1:
             nn.init.kaiming_uniform_(parameter, nonlinearity="relu")
@@ -278,7 +278,7 @@ class Comparison:
 
 
 TRAINING = (
-    Comparison("box", "hfblog as its recipe trains (see above), peers float32 and torch.optim.Adam", "recipe", "plain", "bfloat16"),
+    Comparison("box", "hfblog as its recipe trains, peers float32 and plain Adam", "recipe", "plain", "bfloat16"),
     Comparison("like", "float32, Adam(fused=True)", "float32", "float32", "float32"),
     Comparison("like", "bfloat16 autocast, Adam(fused=True)", "autocast", "autocast", "bfloat16"),
 )
@@ -403,11 +403,10 @@ def load_contestants(names: list[str], network: Network, images: Tensor) -> list
     contestants = [build_hfblog(network)]
     for name in names:
         try:
-            importlib.import_module(name)
+            contestants.append(BUILDERS[name](network))
         except ImportError as error:
+            # Not there, or older than what is used of it.
             print(f"{name} is skipped ({error}); install it with: pip install 'hfblog[bench]'")
-            continue
-        contestants.append(BUILDERS[name](network))
     for contestant in contestants:
         redraw(contestant, images)
     return contestants
@@ -531,9 +530,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hidden-size", type=int, default=1000)
     parser.add_argument("--hidden-layers", type=int, default=5)
     parser.add_argument(
-        "--ema-decay", type=float, default=0.999, help="of the recipe's average of the weights in the box comparison; 0: none"
+        "--ema-decay", type=float, default=0.999, help="of the recipe's average of the weights, in box; 0 for none"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write everything, every round's figures too, to this file")
+    parser.add_argument("--json", metavar="FILE", help="also write everything, every round too, to this file")
     arguments = parser.parse_args()
     known = {name.lower(): name for name in BUILDERS}
     for name in arguments.peers:
@@ -544,7 +543,7 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be positive")
     if min(arguments.batch_size) < 2:
-        parser.error(f"--batch-size {min(arguments.batch_size)} must be at least 2, for the scaling that is set from data")
+        parser.error(f"--batch-size {min(arguments.batch_size)} must be at least 2: the scaling is set from data")
     if arguments.event_size % 2:
         parser.error(f"--event-size {arguments.event_size} must be even: half of the dimensions move the other half")
     if not 0 <= arguments.ema_decay < 1:

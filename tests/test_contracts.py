@@ -136,7 +136,7 @@ def test_output_is_a_model_output_with_the_loss_first(model_type, auto_name):
 @pytest.mark.parametrize(("model_type", "auto_name"), MODELS)
 def test_a_row_does_not_depend_on_its_batch(model_type, auto_name):
     model = build(model_type, auto_name)
-    batch = EXAMPLES[model_type].batch(4)
+    batch = {name: value for name, value in EXAMPLES[model_type].batch(4).items() if name != "noise"}
     together = outputs(model, batch)
     for row in range(4):
         alone = outputs(model, {name: values[row : row + 1] for name, values in batch.items()})

@@ -8,12 +8,14 @@ class MyModelTester(ModelTester):
     settings = {"hidden_size": 16, "num_hidden_layers": 2}
 
     def get_inputs(self, config):
-        return {"x": floats_tensor((self.batch_size, 8))}
+        return {"x": torch.rand(self.batch_size, 8, device=torch_device)}
 
 
 class MyModelTest(CommonTests, unittest.TestCase):
-    tester_class = MyModelTester
+    model_tester_class = MyModelTester
 ```
+
+Models of text also derive from `TrainingTesterMixin` of ``tests.test_training_mixin``, after `CommonTests`.
 """
 
 from __future__ import annotations
@@ -47,28 +49,38 @@ class ModelTester:
         """Arguments of `forward`, for a batch of ``batch_size``."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_inputs")
 
+    def get_labels(self, model_class: type[PreTrainedModel]) -> dict[str, Tensor]:
+        """Further arguments that ``model_class`` needs for a loss; transformers knows those of its own classes only."""
+        return {}
+
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
         config = self.get_config()
         return config, self.get_inputs(config)
 
 
 class CommonTests(ModelTesterMixin):
-    """The common tests of models and configurations, for the model of ``tester_class``."""
+    """The common tests of models and configurations, for the model of ``model_tester_class``."""
 
-    tester_class: ClassVar[type[ModelTester]]
+    model_tester_class: ClassVar[type[ModelTester]]
     # else the test reads the year of a model from its configuration's copyright line and skips those before 2023
     test_can_init_all_missing_weights_before_2023 = True
 
     def setUp(self) -> None:
-        self.model_tester = self.tester_class()
-        self.all_model_classes = self.tester_class.model_classes
+        self.model_tester = self.model_tester_class()
+        self.all_model_classes = self.model_tester_class.model_classes
         self.config_tester = ConfigTester(
             self,
             config_class=self.all_model_classes[0].config_class,
-            has_text_modality=self.tester_class.has_text_modality,
-            common_properties=list(self.tester_class.common_properties),
-            **self.tester_class.settings,
+            has_text_modality=self.model_tester_class.has_text_modality,
+            common_properties=list(self.model_tester_class.common_properties),
+            **self.model_tester_class.settings,
         )
+
+    def _prepare_for_class(
+        self, inputs_dict: dict[str, Any], model_class: type[PreTrainedModel], return_labels: bool = False
+    ) -> dict[str, Any]:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        return inputs | self.model_tester.get_labels(model_class) if return_labels else inputs
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()

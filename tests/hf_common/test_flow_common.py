@@ -70,7 +70,7 @@ class NiceFlowTester(FlowTester):
 
 
 class NiceFlowTest(FlowTests, unittest.TestCase):
-    tester_class = NiceFlowTester
+    model_tester_class = NiceFlowTester
 
 
 class NiceFlowPaperTester(NiceFlowTester):
@@ -78,7 +78,7 @@ class NiceFlowPaperTester(NiceFlowTester):
 
 
 class NiceFlowPaperTest(FlowTests, unittest.TestCase):
-    tester_class = NiceFlowPaperTester
+    model_tester_class = NiceFlowPaperTester
 
 
 class NiceFlowArticleTester(NiceFlowTester):
@@ -87,4 +87,4 @@ class NiceFlowArticleTester(NiceFlowTester):
 
 
 class NiceFlowArticleTest(FlowTests, unittest.TestCase):
-    tester_class = NiceFlowArticleTester
+    model_tester_class = NiceFlowArticleTester

@@ -139,7 +139,7 @@ class FlowPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.prior = PRIOR_CLASSES[config.prior](config.event_size)
         # Whether what depends on data was set. Kept by save and load, so that nothing is ever fitted twice.
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("initialized", torch.tensor(not self._needs_data))
         self._input_checked = False
 
     @torch.no_grad()
@@ -148,7 +148,12 @@ class FlowPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.zeros_(module.log_std)
         elif isinstance(module, FlowPreTrainedModel):
-            init.zeros_(module.initialized)
+            init.constant_(module.initialized, not module._needs_data)
+
+    @property
+    def _needs_data(self) -> bool:
+        """Whether `initialize` has something to set."""
+        return False
 
     # --- what a flow defines ---
 
@@ -206,8 +211,8 @@ class FlowPreTrainedModel(PreTrainedModel):
         Args:
             pixel_values: ``(batch, *event_shape)``, level k of K as ``k / (K - 1)``, as the image processor gives it.
             noise: the uniform draws u, of the same shape; drawn if not given.
-            generator: where they are drawn from. Without one, training draws from the global generator and evaluation
-                draws the same numbers at every call, so that a model's evaluated output is a function of its input.
+            generator: where they are drawn from. Without one, training draws from the global generator, and evaluation
+                takes one fixed draw for every example, so that its output is a function of the example alone.
 
         Returns:
             ``(batch, *event_shape)``: ``(k + u) / K`` for ``"uniform"``, ``k / (K - 1) - noise_width * u`` in training
@@ -219,9 +224,10 @@ class FlowPreTrainedModel(PreTrainedModel):
         self._check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32))
         if noise is None:
+            shape = tuple(pixel_values.shape)
             if generator is None and not self.training:
-                generator = torch.Generator().manual_seed(0)
-            noise = _random("uniform_", tuple(pixel_values.shape), pixel_values, generator)
+                shape, generator = (1, *shape[1:]), torch.Generator().manual_seed(0)
+            noise = _random("uniform_", shape, pixel_values, generator)
         if config.dequantization == "blog":
             return pixel_values - config.noise_width * noise
         return (pixel_values * (config.num_levels - 1) + noise) / config.num_levels

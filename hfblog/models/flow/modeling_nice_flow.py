@@ -139,10 +139,12 @@ class NiceFlowModel(FlowPreTrainedModel):
                 init.normal_(module.weight, std=math.sqrt(2 / (1 + config.event_size)) / module.factor)
             else:
                 init.zeros_(module.weight)
-        elif module is self:
-            init.constant_(self.initialized, config.scale_init != "data")
-            if config.permutation == "random":
-                init.copy_(self.order, self._draw_order(config))
+        elif module is self and config.permutation == "random":
+            init.copy_(self.order, self._draw_order(config))
+
+    @property
+    def _needs_data(self) -> bool:
+        return self.config.scale_init == "data"
 
     # --- order of the dimensions ---
 
@@ -211,7 +213,7 @@ class NiceFlowModel(FlowPreTrainedModel):
         """
         hidden = self._couple(self.flatten(x))
         log_scale = self.scaling.log_scale.to(hidden.dtype)
-        return hidden * log_scale.exp(), log_scale.sum().expand(len(hidden))
+        return hidden * log_scale.exp(), log_scale.sum().repeat(len(hidden))
 
     def decode(self, latents: Tensor) -> Tensor:
         """From latents ``(batch, D)`` to data ``(batch, *event_shape)``, the exact inverse of `encode`; differentiable.
@@ -248,7 +250,7 @@ class NiceFlowModel(FlowPreTrainedModel):
         Raises:
             ValueError: wrong shape, or fewer than two examples.
         """
-        if self.config.scale_init == "data":
+        if self._needs_data:
             if len(pixel_values) < 2:
                 raise ValueError(f"initialize needs at least 2 examples for a standard deviation, got {len(pixel_values)}")
             if generator is None:

