@@ -1,0 +1,95 @@
+"""What the README says, done: its snippets, its commands, its numbers."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_training import tiny
+
+import hfblog.data
+import hfblog.models.flow as flow
+from hfblog import evaluation, hub, training
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARDS = sorted((ROOT / "model_cards").glob("*/metrics.json"))
+
+
+def test_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training.train(tiny(tmp_path, "training.num_train_epochs=1"), "outputs/nice_flow_digits")
+    snippets = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(snippets) >= 3
+    for snippet in snippets:
+        exec(snippet, {})
+
+
+@pytest.mark.parametrize(
+    "module",
+    [flow.configuration_nice_flow, flow.modeling_nice_flow, flow.image_processing_flow, hfblog.data],
+    ids=lambda module: module.__name__,
+)
+def test_docstring_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_commands_name_files_that_exist():
+    for path in re.findall(r"scripts/[\w/.]+\.(?:py|yaml)", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"\]\(((?:model_cards|scripts)[^)]*)\)", README):
+        assert (ROOT / path).is_file(), path
+    assert "pip install torch==2.13.0 -e '.[test]' && pytest" in README
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_cards_and_readme_state_what_was_measured(path):
+    metrics = json.loads(path.read_text())
+    assert path.parent.name == metrics["name"]
+    assert (ROOT / "scripts" / "recipes" / f"{metrics['name']}.yaml").is_file()
+    assert metrics["settings"]["max_examples"] is None and metrics["data"]["split"] == "test"
+    card = path.with_name("README.md").read_text(encoding="utf-8")
+    for key, result in metrics["results"].items():
+        number = hub.format_number(result["value"])
+        assert f"**{number}**" in card, key
+        assert number in README, key
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card):
+        assert (path.parent / picture).stat().st_size < 200 * 1024
+
+
+def test_every_recipe_has_a_card():
+    recipes = {path.stem for path in (ROOT / "scripts" / "recipes").glob("*.yaml")}
+    assert {path.parent.name for path in CARDS} == recipes
+
+
+def test_command_line_tools_end_to_end(tmp_path):
+    """evaluate, sample and push as a user types them; a wrong word gives one line, not a traceback."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+    folder = training.train(tiny(tmp_path, "training.num_train_epochs=1"), tmp_path / "out")
+    done = run("scripts/evaluate.py", folder, "num_draws=2")
+    assert done.returncode == 0, done.stderr
+    assert "log-likelihood (nats)" in done.stdout and "push_to_hub.py" in done.stdout
+    done = run("scripts/sample.py", folder, "--num-samples", 4, "--output", tmp_path / "grid.png")
+    assert done.returncode == 0 and (tmp_path / "grid.png").is_file(), done.stderr
+    for arguments, message in (
+        (["scripts/evaluate.py", folder, "num_drows=2"], "error: unknown key evaluation.num_drows; did you mean 'num_draws'?"),
+        (["scripts/evaluate.py", tmp_path], f"error: {tmp_path} is not a saved model: it has no config.json"),
+        (["scripts/push_to_hub.py", tmp_path, "me/model"], f"error: {tmp_path} is not a saved model: it has no config.json"),
+        (["scripts/train.py", tmp_path / "tiny.yaml", "model.hiden_size=3"], "error: unknown key model.hiden_size"),
+        (["scripts/train.py", tmp_path / "tiny.yaml", "--data", "digts"], "error: there is no data set 'digts'"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_evaluation_is_documented():
+    for name in vars(evaluation.EvaluationArguments()):
+        assert f"{name}:" in evaluation.EvaluationArguments.__doc__
