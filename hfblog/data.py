@@ -103,7 +103,7 @@ def _stratify(dataset: Dataset) -> str | None:
 
 
 def _split_off(dataset: Dataset, size: float | int, seed: int, what: str) -> tuple[Dataset, Dataset]:
-    count = round(size * len(dataset)) if isinstance(size, float) and size < 1 else int(size)
+    count = round(size * len(dataset)) if isinstance(size, float) else size
     if not 0 < count < len(dataset):
         raise ValueError(f"{what}={size} leaves no examples on one side of a split of {len(dataset)}")
     column = _stratify(dataset)
@@ -161,6 +161,8 @@ def load_data(
     if "validation" not in splits:
         splits["train"], splits["validation"] = _split_off(splits["train"], validation_size, seed, "validation_size")
     if max_examples is not None:
+        if max_examples < 1:
+            raise ValueError(f"max_examples={max_examples} must be at least 1")
         splits = {split: part.shuffle(seed=seed).select(range(min(max_examples, len(part)))) for split, part in splits.items()}
     return DatasetDict({split: splits[split] for split in SPLIT_NAMES})
 

@@ -390,9 +390,7 @@ class HubServer:
 
     # -- faults
 
-    def drop_connection(
-        self, method: str, path_part: str, after_bytes: int = 0, times: int = 1, reset: bool = False
-    ) -> None:
+    def drop_connection(self, method: str, path_part: str, after_bytes: int = 0, times: int = 1, reset: bool = False) -> None:
         """Cut the next ``times`` requests whose target contains ``path_part``.
 
         A download gets full headers and ``after_bytes`` bytes of its body, then end of stream, which the client takes

@@ -128,9 +128,7 @@ def test_mnist_5k():
 # --- local folders ---
 
 
-@pytest.mark.parametrize(
-    ("image_column", "label_column"), (("image", "label"), ("img", "label"), ("picture", "fine_label"))
-)
+@pytest.mark.parametrize(("image_column", "label_column"), (("image", "label"), ("img", "label"), ("picture", "fine_label")))
 def test_parquet_folder_with_train_and_test(tmp_path, image_column, label_column):
     train = tiny(list(range(40)), image_column, label_column)
     test = tiny(list(range(100, 107)), image_column, label_column)

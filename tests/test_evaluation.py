@@ -23,7 +23,11 @@ def trained(tmp_path_factory) -> Path:
     recipe = tiny(
         folder,
         "training.num_train_epochs=2",
-        card={"title": "Tiny", "summary": "A test.", "published": [{"name": "somebody", "log_likelihood": 1.0, "source": "x"}]},
+        card={
+            "title": "Tiny",
+            "summary": "A test.",
+            "published": [{"name": "somebody", "log_likelihood": 1.0, "source": "x"}],
+        },
         evaluation={"num_draws": 4, "num_samples": 9},
     )
     return training.train(recipe, folder / "out")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from hub_server import GITATTRIBUTES
+from huggingface_hub import ModelCard
 from transformers import AutoModel
 
 from hfblog import FlowImageProcessor, NiceFlowConfig, NiceFlowModel, hub
@@ -150,7 +150,16 @@ def test_publish_card_copies_what_was_measured(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (3, "3"), (12345, "12,345"), (2.7221, "2.722"), (1980.5, "1,980.50"), (3e-7, "3.0e-07"), ("x", "x"), (-12.345, "-12.35")],
+    [
+        (0.0, "0"),
+        (3, "3"),
+        (12345, "12,345"),
+        (2.7221, "2.722"),
+        (1980.5, "1,980.50"),
+        (3e-7, "3.0e-07"),
+        ("x", "x"),
+        (-12.345, "-12.35"),
+    ],
 )
 def test_format_number(value, text):
     assert hub.format_number(value) == text
@@ -188,7 +197,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
 repo_id, expected = sys.argv[1:3]
 model = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
 assert torch.equal(model.log_prob(torch.full((2, 1, 8, 8), 0.3)), torch.load(expected))
-assert type(AutoModel.from_config(AutoConfig.from_pretrained(repo_id, trust_remote_code=True), trust_remote_code=True)).__name__ == "NiceFlowModel"
+config = AutoConfig.from_pretrained(repo_id, trust_remote_code=True)
+assert type(AutoModel.from_config(config, trust_remote_code=True)).__name__ == "NiceFlowModel"
 AutoImageProcessor.from_pretrained(repo_id, trust_remote_code=True)
 images = pipeline(model=repo_id, trust_remote_code=True)(2, seed=0)
 assert len(images) == 2 and images[0].size == (8, 8)

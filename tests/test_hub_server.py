@@ -335,9 +335,7 @@ def test_upload_broken_off_by_the_client_has_no_effect(server: HubServer) -> Non
         ("bytes=10-", 416, None, "bytes */10"),
     ],
 )
-def test_ranges(
-    server: HubServer, byte_range: str, status: int, body: bytes | None, content_range: str | None
-) -> None:
+def test_ranges(server: HubServer, byte_range: str, status: int, body: bytes | None, content_range: str | None) -> None:
     server.add_repo(REPO, {"a.txt": b"0123456789"})
     connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"))
     connection.request("GET", f"/{REPO}/resolve/main/a.txt", headers={"Range": byte_range})
@@ -348,9 +346,7 @@ def test_ranges(
     assert body is None or data == body
 
 
-def test_environment_hides_the_callers_settings(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_hides_the_callers_settings(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     env = server.env(tmp_path, token=None)

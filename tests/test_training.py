@@ -22,7 +22,13 @@ from hfblog import hub, training
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
 TINY = {
-    "model": {"model_type": "nice_flow", "event_shape": [1, 8, 8], "num_levels": 17, "hidden_size": 16, "num_hidden_layers": 1},
+    "model": {
+        "model_type": "nice_flow",
+        "event_shape": [1, 8, 8],
+        "num_levels": 17,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+    },
     "data": {"name": "digits", "test_size": 100, "validation_size": 60, "max_examples": 128},
     "training": {
         "num_train_epochs": 3,
@@ -98,7 +104,9 @@ def test_wrong_values_are_refused_with_the_accepted_ones(tmp_path):
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2(tmp_path):
-    recipe = tiny(tmp_path, "training.learning_rate=1e-3", "training.eval_strategy=no", "training.load_best_model_at_end=false")
+    recipe = tiny(
+        tmp_path, "training.learning_rate=1e-3", "training.eval_strategy=no", "training.load_best_model_at_end=false"
+    )
     assert recipe.training["learning_rate"] == 1e-3
     assert recipe.training["eval_strategy"] == "no"
     assert recipe.training["load_best_model_at_end"] is False

@@ -87,8 +87,8 @@ class FlowConfig(PreTrainedConfig):
             raise ValueError(f"num_levels={self.num_levels} must be at least 2, or None for data that were not quantised")
         if self.num_levels is None and self.dequantization == "uniform":
             raise ValueError('dequantization="uniform" needs num_levels; use dequantization="none" for continuous data')
-        if self.noise_width <= 0:
-            raise ValueError(f"noise_width={self.noise_width} must be positive")
+        if not 0 < self.noise_width < math.inf:
+            raise ValueError(f"noise_width={self.noise_width} must be positive and finite")
 
     def validate_prior(self):
         check_choice("prior", self.prior, PRIORS)

@@ -1,8 +1,10 @@
 """Configuration of the NICE flow."""
 
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 
 from .configuration_flow import FlowConfig, check_choice
 
@@ -98,10 +100,11 @@ class NiceFlowConfig(FlowConfig):
         check_choice("scale_init", self.scale_init, SCALE_INITS)
         check_choice("coupling_init", self.coupling_init, COUPLING_INITS)
         check_choice("coupling_output_act", self.coupling_output_act, COUPLING_OUTPUT_ACTS)
+        check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         check_choice("coupling_sign", self.coupling_sign, (1, -1))
         for name in ("num_coupling_layers", "hidden_size", "num_hidden_layers", "log_scale_factor", "initializer_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
 
     def validate_order(self):
         if self.event_size < 2:

@@ -101,6 +101,8 @@ class FlowImageProcessor(BaseImageProcessor):
         if kwargs:
             raise TypeError(f"FlowImageProcessor does not know {', '.join(map(repr, kwargs))}")
         do_resize = self.do_resize if do_resize is None else do_resize
+        if do_resize and self.size is None:
+            raise ValueError("do_resize=True needs a size")
         arrays = [self._to_grid(image, do_resize, input_data_format) for image in self._flatten(images)]
         if not arrays:
             raise ValueError("no images were given")
@@ -162,7 +164,8 @@ class FlowImageProcessor(BaseImageProcessor):
                 image = image.convert("L" if image.mode == "1" else "RGB")
             array, first = np.asarray(image), False
         elif isinstance(image, torch.Tensor):
-            array, first = image.detach().cpu().numpy(), True
+            image = image.detach().cpu()
+            array, first = (image.float() if image.dtype == torch.bfloat16 else image).numpy(), True
         elif isinstance(image, np.ndarray):
             array, first = image, False
         else:

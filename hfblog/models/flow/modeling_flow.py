@@ -117,7 +117,11 @@ class FlowDistribution(torch.distributions.Distribution):
         self.flow = flow
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = value.shape[: value.ndim - len(self.event_shape)]
+        shape = value.shape[: max(value.ndim - len(self.event_shape), 0)]
+        if value.shape[len(shape) :] != self.event_shape:
+            raise ValueError(
+                f"expected a value of shape (..., {', '.join(map(str, self.event_shape))}), got {tuple(value.shape)}"
+            )
         return self.flow.log_prob(value.reshape(-1, *self.event_shape)).reshape(shape)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
@@ -219,9 +223,13 @@ class FlowPreTrainedModel(PreTrainedModel):
             for ``"blog"``, and the input itself otherwise.
         """
         config = self.config
-        if config.dequantization == "none" or (config.dequantization == "blog" and not self.training and noise is None):
+        if config.dequantization == "none":
             return pixel_values
         self._check_pixel_values(pixel_values)
+        if noise is not None and noise.shape != pixel_values.shape:
+            raise ValueError(f"expected noise of shape {tuple(pixel_values.shape)}, got {tuple(noise.shape)}")
+        if config.dequantization == "blog" and not self.training and noise is None:
+            return pixel_values
         pixel_values = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32))
         if noise is None:
             shape = tuple(pixel_values.shape)
@@ -334,7 +342,7 @@ class FlowPreTrainedModel(PreTrainedModel):
         if num_draws < 1:
             raise ValueError(f"num_draws={num_draws} must be at least 1")
         levels = pixel_values * (config.num_levels - 1)
-        if (levels - levels.round()).abs().max() > 1e-3:
+        if not (levels - levels.round()).abs().max() <= 1e-3:  # so that NaN is refused too
             raise ValueError(f"pixel_values are not on the grid of {config.num_levels} levels, k / {config.num_levels - 1}")
         generator = generator or torch.Generator().manual_seed(0)
         log_probs = torch.stack([self.log_prob(self.dequantize(pixel_values, generator=generator)) for _ in range(num_draws)])
@@ -359,8 +367,9 @@ class FlowPreTrainedModel(PreTrainedModel):
     def inpaint(self, x: Tensor, mask: Tensor, num_steps: int = 300, generator: torch.Generator | None = None) -> Tensor:
         """Fill in hidden values by noisy gradient ascent on the log-density (Dinh et al. 2015, section 5.2).
 
-        ``x_hidden <- x_hidden + a_i (d log q(x) / d x_hidden + noise)`` with ``a_i = 10 / (100 + i)`` and standard normal
-        noise; visible values stay as they are, and the hidden ones stay in [0, 1].
+        ``x_hidden <- x_hidden + a_i w (w d log q(x) / d x_hidden + noise)`` with ``a_i = 10 / (100 + i)`` and standard
+        normal noise; visible values stay as they are, and the hidden ones stay in [0, 1]. The paper has w = 1; here w is the
+        flow's typical width ``exp(-log_det / D)``, without which steps jump over the narrow peaks of a trained density.
 
         Args:
             x: ``(batch, *event_shape)``, continuous; what stands at hidden places is the start.
@@ -375,9 +384,12 @@ class FlowPreTrainedModel(PreTrainedModel):
         for step in range(num_steps):
             with torch.enable_grad():
                 filled.requires_grad_()
-                (gradient,) = torch.autograd.grad(self.log_prob(filled).sum(), filled)
+                latents, log_det = self.encode(filled)
+                log_prob = self.prior.log_prob(latents) + log_det
+                (gradient,) = torch.autograd.grad(log_prob.sum(), filled)
+            width = torch.exp(-log_det / self.config.event_size).detach().view(-1, *[1] * (x.ndim - 1))
             noise = _random("normal_", tuple(x.shape), x, generator)
-            moved = (filled.detach() + 10 / (100 + step) * (gradient + noise)).clamp(0, 1)
+            moved = (filled.detach() + 10 / (100 + step) * width * (width * gradient + noise)).clamp(0, 1)
             filled = torch.where(mask, x, moved)
         return filled
 

@@ -12,6 +12,7 @@ dimensions; a last diagonal scaling z = exp(s) * h is the only change of volume:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,14 @@ class NiceCoupling(nn.Module):
         self.sign = config.coupling_sign
 
     def forward(self, passive: Tensor, shifted: Tensor) -> Tensor:
-        """The shift of the second part. The network may run in a lower precision; what is added to stays exact."""
-        shift = self.output_act(self.output(self.hidden(passive.to(self.output.weight.dtype))))
+        """The shift of the second part.
+
+        Autocast lowers the precision of m in training alone: rounded to bfloat16, a passive part that differs in its last
+        float32 bit can give another shift, and decoding would no longer undo encoding.
+        """
+        exact = contextlib.nullcontext() if self.training else torch.autocast(passive.device.type, enabled=False)
+        with exact:
+            shift = self.output_act(self.output(self.hidden(passive.to(self.output.weight.dtype))))
         return self.sign * shift.to(shifted.dtype)
 
 

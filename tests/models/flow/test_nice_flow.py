@@ -112,9 +112,7 @@ def test_latents_stand_where_their_dimensions_do(permutation, partition):
 # --- the log-determinant ---
 
 
-@pytest.mark.parametrize(
-    ("permutation", "partition", "size"), [*ORDERS, *itertools.product(PERMUTATIONS, PARTITIONS, (64,))]
-)
+@pytest.mark.parametrize(("permutation", "partition", "size"), [*ORDERS, *itertools.product(PERMUTATIONS, PARTITIONS, (64,))])
 def test_log_det_is_that_of_the_jacobian(permutation, partition, size):
     model = make((size,), permutation=permutation, partition=partition)
     x = torch.rand(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -618,9 +616,7 @@ def test_no_dequantization():
 
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("dequantization", ("uniform", "blog"))
-@pytest.mark.parametrize(
-    ("wrong", "named"), ((255.0, r"\[0, 1\].*255"), (-0.25, r"\[0, 1\].*-0\.25"), (math.nan, "NaN"))
-)
+@pytest.mark.parametrize(("wrong", "named"), ((255.0, r"\[0, 1\].*255"), (-0.25, r"\[0, 1\].*-0\.25"), (math.nan, "NaN")))
 def test_values_out_of_range_are_refused(wrong, named, dequantization, training):
     model = make(dequantization=dequantization).train(training)
     pixels = images(4)
