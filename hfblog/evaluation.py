@@ -13,7 +13,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +26,7 @@ from tqdm.auto import tqdm
 from . import hub
 from .models.flow import FlowPreTrainedModel
 from .models.flow.modeling_flow import nats_to_bits_per_dim
-
-
-@dataclass
-class EvaluationArguments:
-    """The recipe's ``evaluation`` section.
-
-    Args:
-        split: the split that is reported.
-        batch_size: examples at a time.
-        num_draws: dequantisation draws per example.
-        num_samples: samples in the picture, a square number looks best.
-        temperature: temperature of those samples.
-        exactness_examples: examples whose log-determinant is compared with an autograd Jacobian.
-        seed: seed of every draw.
-        max_examples: use only the first so many examples; for a quick look, never for a card.
-    """
-
-    split: str = "test"
-    batch_size: int = 500
-    num_draws: int = 16
-    num_samples: int = 100
-    temperature: float | int = 1.0
-    exactness_examples: int = 4
-    seed: int = 0
-    max_examples: int | None = None
+from .recipes import EvaluationArguments, build_processor, command_line, load_data_of, load_recipe, prepare_split
 
 
 def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -68,8 +43,6 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
     Raises:
         ValueError: the folder is not a model, was not trained by a recipe, or an override is not known.
     """
-    from .training import build_processor, command_line, load_data_of, load_recipe, prepare_split
-
     folder = Path(folder)
     hub.check_folder(folder)
     recipe_file = folder / "recipe.yaml"

@@ -209,9 +209,9 @@ def push(
     """
     folder = Path(folder)
     config = check_folder(folder)
-    card = ModelCard.load(folder / CARD_FILE) if (folder / CARD_FILE).exists() else None
-    if card is None:
+    if not (folder / CARD_FILE).exists():
         write_card(folder)
+    ModelCard.load(folder / CARD_FILE)  # a broken card is refused here, before anything is created
     api = HfApi(token=token, library_name="hfblog")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private is not None and api.model_info(repo_id).private != private:

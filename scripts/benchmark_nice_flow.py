@@ -283,7 +283,7 @@ TRAINING = (
     Comparison("like", "bfloat16 autocast, Adam(fused=True)", "autocast", "autocast", "bfloat16"),
 )
 SAMPLING = (
-    Comparison("box", "hfblog loaded with dtype=torch.bfloat16, peers float32", "weights", "float32", "bfloat16"),
+    Comparison("box", "hfblog bfloat16 weights (see the round trip), peers float32", "weights", "float32", "bfloat16"),
     Comparison("like", "float32", "float32", "float32", "float32"),
     Comparison("like", "bfloat16 autocast", "autocast", "autocast", "bfloat16"),
     Comparison("like", "bfloat16 weights (see the round trip)", "weights", "weights", "bfloat16"),

@@ -17,7 +17,7 @@ import sys
 # Before torch is imported: waiting threads that spin make two threads slower than one beside a busy neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from hfblog import evaluation, training  # noqa: E402
+from hfblog import evaluation, recipes, training  # noqa: E402
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     overrides = arguments.overrides + ([f"data.name={arguments.data}"] if arguments.data else [])
     try:
-        recipe = training.load_recipe(arguments.recipe, overrides)
+        recipe = recipes.load_recipe(arguments.recipe, overrides)
         folder = training.train(recipe, arguments.output_dir, overwrite=arguments.overwrite)
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, training.LaunchError) as error:
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from model_examples import EXAMPLES
 from torch.utils.data import Dataset
 
 from hfblog import hub
-from hfblog.training import registered_models
+from hfblog.recipes import registered_models
 
 MODELS = [
     pytest.param(model_type, auto_name, id=f"{model_type}-{auto_name}")

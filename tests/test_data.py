@@ -377,3 +377,26 @@ def test_tensor_table_in_a_loader(prepared_digits):
     torch.testing.assert_close(total, table[:]["pixel_values"].double().sum())
     with pytest.raises(IndexError):
         table[len(table)]
+
+
+def test_a_hub_id(tmp_path, hub_server, run_python):
+    """A data set repository with one parquet file a split, in the layout of ylecun/mnist, by the real client."""
+    data = load_data("digits", max_examples=20)
+    files = {}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.parquet"
+        data[split].to_parquet(str(path))
+        files[f"data/{split}-00000-of-00001.parquet"] = path.read_bytes()
+    hub_server.add_repo("owner/digits", files, repo_type="dataset")
+    code = """
+from hfblog.data import load_data
+data = load_data("owner/digits", validation_size=5)
+print({split: len(part) for split, part in data.items()}, data["train"].features["image"], data["train"][0]["image"].size)
+try:
+    load_data("owner/nothing")
+except Exception as error:
+    print(type(error).__name__)
+"""
+    printed = run_python(code, env=hub_server.env(tmp_path / "home"))
+    assert "{'train': 15, 'validation': 5, 'test': 20}" in printed and "(8, 8)" in printed
+    assert "DatasetNotFoundError" in printed

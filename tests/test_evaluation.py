@@ -14,7 +14,7 @@ from scipy import stats
 from test_training import tiny
 from transformers import AutoModel
 
-from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, hub, training
+from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, hub, recipes, training
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def test_the_stated_figure_is_the_models(trained):
     """Recomputed from the saved folder by hand: mean over draws and images of the exact log-density."""
     metrics = evaluation.evaluate(trained)
     model = AutoModel.from_pretrained(trained).double()
-    recipe = training.load_recipe(trained / "recipe.yaml")
-    processor = training.build_processor(recipe, model.config)
-    test = training.prepare_split(training.load_data_of(recipe), "test", recipe, processor)[:]["pixel_values"]
+    recipe = recipes.load_recipe(trained / "recipe.yaml")
+    processor = recipes.build_processor(recipe, model.config)
+    test = recipes.prepare_split(recipes.load_data_of(recipe), "test", recipe, processor)[:]["pixel_values"]
     generator = torch.Generator().manual_seed(123)
     with torch.no_grad():
         levels = (test * 16).round()

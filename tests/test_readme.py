@@ -14,7 +14,7 @@ from test_training import tiny
 
 import hfblog.data
 import hfblog.models.flow as flow
-from hfblog import evaluation, hub, training
+from hfblog import hub, recipes, training
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CARDS = sorted((ROOT / "model_cards").glob("*/metrics.json"))
@@ -91,5 +91,5 @@ def test_command_line_tools_end_to_end(tmp_path):
 
 
 def test_evaluation_is_documented():
-    for name in vars(evaluation.EvaluationArguments()):
-        assert f"{name}:" in evaluation.EvaluationArguments.__doc__
+    for name in vars(recipes.EvaluationArguments()):
+        assert f"{name}:" in recipes.EvaluationArguments.__doc__

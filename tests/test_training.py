@@ -17,7 +17,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from hfblog import hub, training
+from hfblog import hub, recipes, training
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
@@ -48,8 +48,8 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
     return path
 
 
-def tiny(folder: Path, *overrides: str, **sections: dict) -> training.Recipe:
-    return training.load_recipe(write_recipe(folder, **sections), overrides)
+def tiny(folder: Path, *overrides: str, **sections: dict) -> recipes.Recipe:
+    return recipes.load_recipe(write_recipe(folder, **sections), overrides)
 
 
 # --- recipes ---
@@ -57,9 +57,9 @@ def tiny(folder: Path, *overrides: str, **sections: dict) -> training.Recipe:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_has_a_card(path):
-    recipe = training.load_recipe(path)
+    recipe = recipes.load_recipe(path)
     recipe.build_config()
-    training.build_processor(recipe, recipe.build_config())
+    recipes.build_processor(recipe, recipe.build_config())
     assert recipe.card["title"] and recipe.card["summary"]
 
 
@@ -100,7 +100,7 @@ def test_wrong_values_are_refused_with_the_accepted_ones(tmp_path):
     with pytest.raises(ValueError, match="ema_decay=1.5"):
         training.build_training_arguments(tiny(tmp_path, "training.ema_decay=1.5"), tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"there is no recipe .*tine.yaml; in that folder: tiny.yaml"):
-        training.load_recipe(tmp_path / "tine.yaml")
+        recipes.load_recipe(tmp_path / "tine.yaml")
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2(tmp_path):
@@ -117,7 +117,7 @@ def test_numbers_and_words_are_read_as_yaml_1_2(tmp_path):
 def test_a_saved_recipe_is_the_recipe(tmp_path):
     recipe = tiny(tmp_path, "model.hidden_size=20", card={"title": "Zahlen – 数字"})
     (tmp_path / "again.yaml").write_text(recipe.to_yaml())
-    assert training.load_recipe(tmp_path / "again.yaml") == recipe
+    assert recipes.load_recipe(tmp_path / "again.yaml") == recipe
 
 
 # --- training ---
@@ -185,7 +185,7 @@ def test_the_average_is_evaluated_and_exported(tmp_path):
     recipe = tiny(tmp_path)
     model = AutoModel.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
-    rows = training.prepare_split(training.load_data_of(recipe), "validation", recipe, processor)
+    rows = recipes.prepare_split(recipes.load_data_of(recipe), "validation", recipe, processor)
     with torch.no_grad():
         loss = model(rows[:]["pixel_values"]).loss.item()
     assert loss == pytest.approx(min(point["validation_loss"] for point in record["curve"]), abs=1e-3)

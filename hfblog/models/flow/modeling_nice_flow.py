@@ -232,7 +232,7 @@ class NiceFlowModel(FlowPreTrainedModel):
         if latents.ndim != 2 or latents.shape[1] != config.event_size:
             raise ValueError(f"expected latents of shape (batch, {config.event_size}), got {tuple(latents.shape)}")
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        first, second = self._split(latents * torch.exp(-self.scaling.log_scale.to(latents.dtype)))
+        first, second = self._split(latents / self.scaling.log_scale.to(latents.dtype).exp())
         if self._ends_swapped:
             first, second = second, first
         for layer, coupling in reversed(list(enumerate(self.couplings))):
