@@ -285,7 +285,7 @@ TRAINING = (
 SAMPLING = (
     Comparison("box", "hfblog bfloat16 weights (see the round trip), peers float32", "weights", "float32", "bfloat16"),
     Comparison("like", "float32", "float32", "float32", "float32"),
-    Comparison("like", "bfloat16 autocast", "autocast", "autocast", "bfloat16"),
+    # No column under autocast: in evaluation hfblog keeps float32 there, so that sampling stays the exact inverse.
     Comparison("like", "bfloat16 weights (see the round trip)", "weights", "weights", "bfloat16"),
 )
 
