@@ -49,6 +49,20 @@ def _random(draw: str, shape: tuple[int, ...], like: Tensor, generator: torch.Ge
     return getattr(noise, draw)(generator=generator).to(like.device)
 
 
+def _noise_of_each_example(values: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) that an example's own values determine: the same in every call, batch and process.
+
+    One draw shared by all examples would leave its chance in their mean; here it averages out. Multiply-shift hashing
+    (Dietzfelbinger et al. 1997), where int64 products wrap around.
+    """
+    flat = (values.flatten(1) * 2**24).round().long()
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**63), 2**63 - 1, (3, flat.shape[1]), generator=generator).to(values.device)
+    key = (flat * words[0]).sum(1, keepdim=True)
+    bits = (key * (words[1] | 1) + words[2]) >> 40 & 0xFFFFFF
+    return (bits / 2**24).to(values.dtype).view_as(values)
+
+
 class NormalPrior(nn.Module):
     """Standard normal in D dimensions."""
 
@@ -216,7 +230,7 @@ class FlowPreTrainedModel(PreTrainedModel):
             pixel_values: ``(batch, *event_shape)``, level k of K as ``k / (K - 1)``, as the image processor gives it.
             noise: the uniform draws u, of the same shape; drawn if not given.
             generator: where they are drawn from. Without one, training draws from the global generator, and evaluation
-                takes one fixed draw for every example, so that its output is a function of the example alone.
+                takes numbers that are a fixed function of each example, so that its output is one, too.
 
         Returns:
             ``(batch, *event_shape)``: ``(k + u) / K`` for ``"uniform"``, ``k / (K - 1) - noise_width * u`` in training
@@ -232,10 +246,10 @@ class FlowPreTrainedModel(PreTrainedModel):
             return pixel_values
         pixel_values = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32))
         if noise is None:
-            shape = tuple(pixel_values.shape)
             if generator is None and not self.training:
-                shape, generator = (1, *shape[1:]), torch.Generator().manual_seed(0)
-            noise = _random("uniform_", shape, pixel_values, generator)
+                noise = _noise_of_each_example(pixel_values)
+            else:
+                noise = _random("uniform_", tuple(pixel_values.shape), pixel_values, generator)
         if config.dequantization == "blog":
             return pixel_values - config.noise_width * noise
         return (pixel_values * (config.num_levels - 1) + noise) / config.num_levels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -1032,3 +1033,19 @@ def test_presets():
         NiceFlowConfig.from_preset("blog")
     with pytest.raises((ValueError, StrictDataclassError), match="'gaussian'"):
         NiceFlowConfig.from_preset("paper", prior="gaussian")
+
+
+def test_evaluation_noise_is_uniform_and_independent_between_examples():
+    """A fixed function of each example, and as good as a draw: the chance of one draw must not stay in a mean."""
+    model = NiceFlowModel(NiceFlowConfig(event_shape=(1, 8, 8), num_levels=17, hidden_size=4, num_hidden_layers=1)).eval()
+    images = torch.randint(17, (400, 1, 8, 8), generator=torch.Generator().manual_seed(1)) / 16
+    noise = (model.dequantize(images) * 17 - images * 16).flatten(1).double()
+    assert noise.min() >= -1e-5 and noise.max() < 1 + 1e-5
+    assert stats.kstest(noise.flatten(), "uniform").pvalue > 1e-3
+    correlations = np.corrcoef(noise) - np.eye(len(noise))  # between examples
+    assert abs(correlations).max() < 6 / math.sqrt(64) and abs(correlations.mean()) < 1e-2
+    assert abs(np.corrcoef(noise.T) - np.eye(64)).max() < 5 / math.sqrt(400)  # between dimensions
+    flipped = images.clone()
+    flipped[0, 0, 3, 3] = (images[0, 0, 3, 3] * 16 + 1) % 17 / 16
+    other = (model.dequantize(flipped) * 17 - flipped * 16).flatten(1).double()
+    assert torch.equal(other[1:], noise[1:]) and (other[0] - noise[0]).abs().mean() > 0.2
