@@ -99,16 +99,29 @@ def test_exactness_is_measured_and_can_fail(trained):
 def test_gaussian_baselines_against_scipy():
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(5, 5))
-    train, test = generator.normal(size=(400, 5)) @ mixing, generator.normal(size=(50, 5)) @ mixing
-    rows = evaluation.gaussian_baselines(torch.tensor(train), torch.tensor(test), num_levels=16)
-    expected = {
-        "uniform": 0.0,
-        "diagonal Gaussian": stats.norm(train.mean(0), train.std(0)).logpdf(test).sum(1).mean(),
-        "full Gaussian": stats.multivariate_normal(train.mean(0), np.cov(train.T, bias=True)).logpdf(test).mean(),
-    }
+    train, validation, test = (generator.normal(size=(size, 5)) @ mixing for size in (4000, 500, 50))
+    rows = evaluation.gaussian_baselines(*map(torch.tensor, (train, validation, test)), num_levels=16)
+    covariance = np.cov(train.T, bias=True)
     for row in rows:
-        assert row["log_likelihood"] == pytest.approx(expected[row["label"]])
-        assert row["bits_per_dim"] == pytest.approx(4 - expected[row["label"]] / (5 * math.log(2)))
+        ridge = row.get("ridge", 0) * np.eye(5)
+        expected = {
+            "uniform": 0.0,
+            "diagonal Gaussian": stats.multivariate_normal(train.mean(0), np.diag(np.diag(covariance)) + ridge),
+            "full Gaussian": stats.multivariate_normal(train.mean(0), covariance + ridge),
+        }[row["label"]]
+        nats = expected if row["label"] == "uniform" else expected.logpdf(test).mean()
+        assert row["log_likelihood"] == pytest.approx(nats, abs=1e-6)
+        assert row["bits_per_dim"] == pytest.approx(4 - nats / (5 * math.log(2)))
+        assert row.get("ridge", 0) < 0.1  # enough data: next to nothing is added
+
+
+def test_gaussian_baselines_survive_what_training_never_saw():
+    """A pixel that is constant in training and not in the rest: the plain fit has no bound on its loss there."""
+    generator = torch.Generator().manual_seed(0)
+    train, validation, test = (torch.rand(200, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    train[:, 0] = 0.5
+    for row in evaluation.gaussian_baselines(train, validation, test, None)[1:]:
+        assert row["ridge"] > 1e-3 and row["log_likelihood"] > -3
 
 
 def test_noise_of_the_article_gives_no_bits_per_dimension(tmp_path):
