@@ -266,7 +266,7 @@ def evaluate_density(
         ]
         baselines = gaussian_baselines(*flat, config.num_levels)
         notes.append(
-            "The Gaussians are fitted to the training split, with the ridge on the covariance that the validation split prefers."
+            "The Gaussians are fitted to the training split, with the ridge on the covariance that suits the validation split."
         )
     else:
         baselines = []  # a normal fitted to lattice points has unbounded density where a pixel never changes
