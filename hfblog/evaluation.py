@@ -310,7 +310,7 @@ def image_grid(images: list[Image.Image], columns: int | None = None, scale: int
 def density_pictures(
     model: FlowPreTrainedModel, processor: Any, x: Tensor, arguments: EvaluationArguments, folder: Path
 ) -> list[dict[str, str]]:
-    """Samples, reconstructions, interpolations and, where the flow has one, the spectrum of its scaling."""
+    """Samples, reconstructions, interpolations, inpainting and, where the flow has one, the spectrum of its scaling."""
     generator = torch.Generator().manual_seed(arguments.seed)
     samples = model.sample(arguments.num_samples, temperature=arguments.temperature, generator=generator)
     image_grid(processor.post_process(samples)).save(folder / "samples.png", optimize=True)
@@ -331,6 +331,23 @@ def density_pictures(
     path = model.interpolate(x[:5], x[5:10], steps=9)
     image_grid(processor.post_process(path.flatten(0, 1)), columns=9).save(folder / "interpolations.png", optimize=True)
     pictures.append({"file": "interpolations.png", "caption": "Straight lines in latent space between test images"})
+
+    height = x.shape[-2]
+    upper, middle = (torch.ones(x.shape[1:], dtype=torch.bool, device=x.device) for _ in range(2))
+    upper[:, : height // 2] = False
+    middle[:, height // 4 : height - height // 4, x.shape[-1] // 4 : x.shape[-1] - x.shape[-1] // 4] = False
+    rows = []
+    for mask in (upper, middle):
+        filled = model.inpaint(shown, mask, generator=generator.manual_seed(arguments.seed))
+        for image in (torch.where(mask, shown, torch.full_like(shown, 0.5)), filled):
+            rows += processor.post_process(image)
+    image_grid(rows, columns=10).save(folder / "inpainting.png", optimize=True)
+    pictures.append(
+        {
+            "file": "inpainting.png",
+            "caption": "Test images with hidden parts (grey), and below each what gradient ascent on the density fills in",
+        }
+    )
 
     if hasattr(model, "scaling"):
         spectrum_picture(torch.exp(-model.scaling.log_scale).cpu().numpy(), folder / "spectrum.png")

@@ -45,7 +45,7 @@ def test_metrics_card_and_pictures(trained):
     for picture in metrics["pictures"]:
         assert Image.open(trained / picture["file"]).size[0] > 40
         assert (trained / picture["file"]).stat().st_size < 200 * 1024
-    assert {"samples.png", "reconstructions.png", "interpolations.png", "spectrum.png", "curve.png"} == {
+    assert {"samples.png", "reconstructions.png", "interpolations.png", "inpainting.png", "spectrum.png", "curve.png"} == {
         picture["file"] for picture in metrics["pictures"]
     }
     card = (trained / "README.md").read_text()

@@ -382,11 +382,12 @@ class FlowPreTrainedModel(PreTrainedModel):
         """Fill in hidden values by noisy gradient ascent on the log-density (Dinh et al. 2015, section 5.2).
 
         ``x_hidden <- x_hidden + a_i w (w d log q(x) / d x_hidden + noise)`` with ``a_i = 10 / (100 + i)`` and standard
-        normal noise; visible values stay as they are, and the hidden ones stay in [0, 1]. The paper has w = 1; here w is the
-        flow's typical width ``exp(-log_det / D)``, without which steps jump over the narrow peaks of a trained density.
+        normal noise, from the flow's mode; visible values stay as they are, and the hidden ones stay in [0, 1]. The paper
+        has w = 1; here w is the flow's width (`typical_width`), without which steps jump over the narrow peaks of a trained
+        density, and never reach them from afar.
 
         Args:
-            x: ``(batch, *event_shape)``, continuous; what stands at hidden places is the start.
+            x: ``(batch, *event_shape)``, continuous; what stands at hidden places is not looked at.
             mask: boolean, broadcast to x; True where the value is visible.
             num_steps: steps of ascent.
             generator: where the noise is drawn from.
@@ -394,18 +395,24 @@ class FlowPreTrainedModel(PreTrainedModel):
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, True where the value is visible, got {mask.dtype}")
         mask = mask.expand_as(x)
-        filled = x.detach().clone()
+        with torch.no_grad():
+            mode = self.decode(self.reference_tensor.new_zeros(1, self.config.event_size)).clamp(0, 1)
+        filled = torch.where(mask, x, mode.to(x.dtype))
         for step in range(num_steps):
             with torch.enable_grad():
                 filled.requires_grad_()
                 latents, log_det = self.encode(filled)
                 log_prob = self.prior.log_prob(latents) + log_det
                 (gradient,) = torch.autograd.grad(log_prob.sum(), filled)
-            width = torch.exp(-log_det / self.config.event_size).detach().view(-1, *[1] * (x.ndim - 1))
+            width = self.typical_width(log_det.detach())
             noise = _random("normal_", tuple(x.shape), x, generator)
             moved = (filled.detach() + 10 / (100 + step) * width * (width * gradient + noise)).clamp(0, 1)
             filled = torch.where(mask, x, moved)
         return filled
+
+    def typical_width(self, log_det: Tensor) -> Tensor:
+        """How far x may move until its density changes much, broadcast to ``(batch, *event_shape)``."""
+        return torch.exp(-log_det / self.config.event_size).view(-1, *[1] * len(self.config.event_shape))
 
     def distribution(self) -> FlowDistribution:
         """This flow as a `torch.distributions.Distribution`."""

@@ -206,6 +206,21 @@ class NiceFlowModel(FlowPreTrainedModel):
             second = second + coupling(first, second)
         return self._merge(second, first) if self._ends_swapped else self._merge(first, second)
 
+    def _decouple(self, hidden: Tensor, shifted_back: bool = True) -> Tensor:
+        """Inverse of `_couple`, to ``(batch, *event_shape)``; with ``shifted_back=False`` dimensions are only put in order."""
+        config = self.config
+        first, second = self._split(hidden)
+        if self._ends_swapped:
+            first, second = second, first
+        for layer, coupling in reversed(list(enumerate(self.couplings))):
+            if shifted_back:
+                second = second - coupling(first, second)
+            first, second = self._undo_reorder(layer, first, second)
+        x = self._merge(first, second)
+        if config.permutation == "random":
+            x = x[:, self.order[0].argsort()]
+        return x.unflatten(1, tuple(config.event_shape))
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From data to latents.
 
@@ -228,20 +243,15 @@ class NiceFlowModel(FlowPreTrainedModel):
         Raises:
             ValueError: the shape does not fit the configuration.
         """
-        config = self.config
-        if latents.ndim != 2 or latents.shape[1] != config.event_size:
-            raise ValueError(f"expected latents of shape (batch, {config.event_size}), got {tuple(latents.shape)}")
+        size = self.config.event_size
+        if latents.ndim != 2 or latents.shape[1] != size:
+            raise ValueError(f"expected latents of shape (batch, {size}), got {tuple(latents.shape)}")
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        first, second = self._split(latents / self.scaling.log_scale.to(latents.dtype).exp())
-        if self._ends_swapped:
-            first, second = second, first
-        for layer, coupling in reversed(list(enumerate(self.couplings))):
-            second = second - coupling(first, second)
-            first, second = self._undo_reorder(layer, first, second)
-        x = self._merge(first, second)
-        if config.permutation == "random":
-            x = x[:, self.order[0].argsort()]
-        return x.unflatten(1, tuple(config.event_shape))
+        return self._decouple(latents / self.scaling.log_scale.to(latents.dtype).exp())
+
+    def typical_width(self, log_det: Tensor) -> Tensor:
+        # the spread of each latent direction, at the dimension that it takes the place of
+        return self._decouple(torch.exp(-self.scaling.log_scale.detach())[None], shifted_back=False)
 
     @torch.no_grad()
     def initialize(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> None:
