@@ -68,11 +68,11 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
 
 
 def clear_run(folder: Path, checkpoints: str) -> None:
-    """Remove what an earlier run left in its output folder; files of other making stay."""
+    """Remove what an earlier run left in its output folder; all other files stay."""
     shutil.rmtree(folder / checkpoints, ignore_errors=True)
-    for pattern in ("*.safetensors", "*.safetensors.index.json", "*.json", "*.png", "*.py", "recipe.yaml", CARD_FILE):
-        for path in folder.glob(pattern):
-            path.unlink()
+    names = ("config.json", "preprocessor_config.json", "recipe.yaml", "training.json", METRICS_FILE, CARD_FILE)
+    for path in (*folder.glob("model*.safetensors*"), *(folder / name for name in names)):
+        path.unlink(missing_ok=True)
 
 
 # --- cards ---

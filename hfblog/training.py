@@ -226,8 +226,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         overwrite: replace what an earlier run left there.
 
     Returns:
-        The folder: weights, configuration, code, processor, ``recipe.yaml`` and ``training.json`` (times and curve).
-        The card and the metrics are added by `hfblog.evaluation.evaluate`.
+        The folder: weights, configuration, code, processor, ``recipe.yaml``, ``training.json`` (times and curve)
+        and a card, into which `hfblog.evaluation.evaluate` brings the metrics.
 
     Raises:
         ValueError: anything wrong in the recipe, the data or the folder, before the folder is touched.
@@ -271,6 +271,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         (output_dir / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         record = training_record(trainer, seconds, {split: len(part) for split, part in data.items()}, bool(resume))
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (output_dir / hub.METRICS_FILE).unlink(missing_ok=True)  # of an earlier end of this run
+        hub.write_card(output_dir)
     return output_dir
 
 

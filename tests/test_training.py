@@ -127,6 +127,7 @@ def test_train_exports_a_whole_folder_chosen_on_validation_data(tmp_path):
     folder = training.train(tiny(tmp_path, "training.log_samples=9"), tmp_path / "out")
     assert hub.check_folder(folder)["model_type"] == "nice_flow"
     assert not (folder / "training_args.bin").exists()
+    assert "## Use" in (folder / "README.md").read_text() and "## Results" not in (folder / "README.md").read_text()
     record = json.loads((folder / "training.json").read_text())
     assert record["split_sizes"] == {"train": 128, "validation": 60, "test": 100}
     losses = [point["validation_loss"] for point in record["curve"]]
@@ -261,12 +262,12 @@ def test_bad_input_leaves_no_folder(tmp_path, overrides, message):
 def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
     one = ("training.num_train_epochs=1",)
     folder = training.train(tiny(tmp_path, *one), tmp_path / "out")
-    (folder / "notes.txt").write_text("mine")
+    (folder / "notes.json").write_text("mine")
     with pytest.raises(ValueError, match="already holds a run.*resume_from_checkpoint=true.*--overwrite"):
         training.train(tiny(tmp_path, *one), folder)
     training.train(tiny(tmp_path, *one, "training.seed=3"), folder, overwrite=True)
     assert json.loads((folder / "training.json").read_text())["seed"] == 3
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "notes.json").read_text() == "mine"
 
 
 def test_another_world_than_asked_for_is_refused(monkeypatch):
