@@ -62,12 +62,12 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
         raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")
     prepared = {split: prepare_split(splits, split, recipe, processor) for split in splits}
 
-    report = find_evaluator(model)(model, processor, prepared, arguments, folder)
+    measured = find_evaluator(model)(model, processor, prepared, arguments, folder)
     training_file = folder / "training.json"
     training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
     if training and training["curve"]:
         curve_picture(training["curve"], folder / "curve.png")
-        report["pictures"].append(
+        measured["pictures"].append(
             {"file": "curve.png", "caption": "Validation loss in nats by epoch, under one fixed draw of the noise"}
         )
     published = [
@@ -82,11 +82,12 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
             "name": recipe.data["name"],
             "split": arguments.split,
             "num_examples": len(prepared[arguments.split]),
-            "description": report.pop("description"),
+            "description": measured.pop("description"),
+            "arguments": recipe.data,
         },
-        "results": report.pop("results"),
-        "comparisons": [*report.pop("baselines"), *published],
-        **report,
+        "results": measured.pop("results"),
+        "comparisons": [*measured.pop("baselines"), *published],
+        **measured,
         "settings": vars(arguments),
         "training": training,
         "command": command_line(),

@@ -116,6 +116,8 @@ def card_data(config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str,
         datasets=card.get("datasets"),
     )
     if metrics is not None:
+        # a local copy of a Hub data set goes by the name that others know
+        dataset = (card.get("datasets") or [metrics["data"]["name"]])[0]
         # Written out rather than through EvalResult: that class has no place for an error or a unit.
         results = [
             {"type": key, "name": f"{result['label']} ({result['unit']})", "value": result["value"]}
@@ -127,11 +129,7 @@ def card_data(config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str,
                 "results": [
                     {
                         "task": {"type": pipeline_tag(config) or "other"},
-                        "dataset": {
-                            "type": (card.get("datasets") or [metrics["data"]["name"]])[0],
-                            "name": metrics["data"]["name"],
-                            "split": metrics["data"]["split"],
-                        },
+                        "dataset": {"type": dataset, "name": dataset, "split": metrics["data"]["split"]},
                         "metrics": results,
                     }
                 ],

@@ -77,6 +77,13 @@ class EvaluationArguments:
     seed: int = 0
     max_examples: int | None = None
 
+    def __post_init__(self):
+        least = {"batch_size": 1, "num_draws": 1, "num_samples": 1, "exactness_examples": 0, "max_examples": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if (value is not None or name != "max_examples") and (not isinstance(value, int) or value < low):
+                raise ValueError(f"evaluation.{name}={value!r} must be an integer of at least {low}")
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: ``1e-3`` is a float and ``no`` a word, where PyYAML reads a string and False."""

@@ -136,6 +136,8 @@ def test_noise_of_the_article_gives_no_bits_per_dimension(tmp_path):
     ("override", "message"),
     [
         ("num_drows=3", "unknown key evaluation.num_drows; did you mean 'num_draws'"),
+        ("num_draws=0", "evaluation.num_draws=0 must be an integer of at least 1"),
+        ("batch_size=many", "evaluation.batch_size='many' must be an integer"),
         ("split=tset", "evaluation.split='tset' must be one of train, validation, test"),
     ],
 )
