@@ -28,8 +28,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-
 # Runs before a subprocess's own code where hfblog must not be there, as on the machine of somebody who only has the folder.
 WITHOUT_HFBLOG = """
 import sys

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from hfblog import FlowImageProcessor, NiceFlowConfig, NiceFlowModel, hub
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

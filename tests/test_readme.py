@@ -7,14 +7,16 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from test_training import tiny
 
 import hfblog.data
 import hfblog.models.flow as flow
 from hfblog import hub, recipes, training
+
+ROOT = Path(__file__).parent.parent
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CARDS = sorted((ROOT / "model_cards").glob("*/metrics.json"))

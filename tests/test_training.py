@@ -13,11 +13,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from hfblog import hub, recipes, training
+
+ROOT = Path(__file__).parent.parent
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
