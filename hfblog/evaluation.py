@@ -67,9 +67,8 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
     training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
     if training and training["curve"]:
         curve_picture(training["curve"], folder / "curve.png")
-        measured["pictures"].append(
-            {"file": "curve.png", "caption": "Validation loss in nats by epoch, under one fixed draw of the noise"}
-        )
+        noise = ", under one fixed draw of the noise" if getattr(model.config, "dequantization", "") == "uniform" else ""
+        measured["pictures"].append({"file": "curve.png", "caption": f"Validation loss in nats by epoch{noise}"})
     published = [
         {("label" if key == "name" else key): value for key, value in row.items()} for row in recipe.card.get("published", [])
     ]
