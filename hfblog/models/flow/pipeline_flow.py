@@ -34,6 +34,7 @@ class UnconditionalImageGenerationPipeline(Pipeline):
     _load_processor = False
     _load_image_processor = True
     _load_feature_extractor = False
+    _load_video_processor = False  # otherwise a video processor is looked for, under a question about remote code
     _load_tokenizer = False
 
     def _sanitize_parameters(self, temperature: float | None = None, seed: int | None = None):
