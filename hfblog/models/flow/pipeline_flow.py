@@ -24,9 +24,8 @@ class UnconditionalImageGenerationPipeline(Pipeline):
 
     ```python
     from transformers import pipeline
-    import hfblog
 
-    generate = pipeline("unconditional-image-generation", model=folder)
+    generate = pipeline("unconditional-image-generation", model=folder, trust_remote_code=True)
     images = generate(16, temperature=0.8, seed=0)
     ```
     """
