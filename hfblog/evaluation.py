@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -53,8 +52,7 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
     arguments = EvaluationArguments(**recipe.evaluation)
 
     start = time.perf_counter()
-    auto_class = getattr(transformers, recipe.model.get("auto_class", "AutoModel"))
-    model = auto_class.from_pretrained(folder)
+    model = recipe.auto_class.from_pretrained(folder)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     processor = build_processor(recipe, model.config)
     splits = load_data_of(recipe)

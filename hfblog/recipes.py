@@ -115,6 +115,12 @@ class Recipe:
     def config_class(self) -> type[PreTrainedConfig]:
         return type(AutoConfig.for_model(self.model["model_type"]))
 
+    @property
+    def auto_class(self) -> Any:
+        """The Auto class that builds and loads the model: the recipe's, or the first that it is registered with."""
+        name = self.model.get("auto_class", next(iter(registered_models()[self.model["model_type"]])))
+        return getattr(transformers, name)
+
     def build_config(self) -> PreTrainedConfig:
         settings = {k: v for k, v in self.model.items() if k not in ("model_type", "auto_class", "preset")}
         try:

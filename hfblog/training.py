@@ -27,7 +27,6 @@ from .recipes import (
     command_line,
     load_data_of,
     prepare_split,
-    registered_models,
 )
 
 CHECKPOINTS = "checkpoints"
@@ -206,7 +205,7 @@ def _check_output_dir(output_dir: Path, resume: Any, overwrite: bool) -> None:
     if output_dir.is_file():
         raise ValueError(f"{output_dir} is a file; the trained model needs a folder")
     checkpoints = sorted(output_dir.glob(f"{CHECKPOINTS}/checkpoint-*"))
-    if resume and resume is True and not checkpoints:
+    if resume is True and not checkpoints:
         raise ValueError(f"nothing to resume: {output_dir / CHECKPOINTS} holds no checkpoint")
     if isinstance(resume, str) and not Path(resume).is_dir():
         raise ValueError(f"nothing to resume: there is no checkpoint folder {resume}")
@@ -244,8 +243,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
 
     transformers.set_seed(arguments.seed)
-    auto_class = recipe.model.get("auto_class", next(iter(registered_models()[config.model_type])))
-    model = getattr(transformers, auto_class).from_config(config)
+    model = recipe.auto_class.from_config(config)
     if not resume:
         initialize(model, prepared["train"], arguments)
 

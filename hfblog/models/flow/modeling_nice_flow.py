@@ -185,12 +185,8 @@ class NiceFlowModel(FlowPreTrainedModel):
         return second[:, to_first], first[:, to_second]
 
     def _undo_reorder(self, layer: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.permutation == "reverse":
-            return second.flip(1), first.flip(1)
-        if layer == 0:
-            return first, second
-        if self.config.permutation == "swap":
-            return second, first
+        if self.config.permutation != "random" or layer == 0:
+            return self._reorder(layer, first, second)  # a reversal and an exchange undo themselves
         to_first, to_second = self.order[layer].tensor_split([first.shape[1]])
         return second[:, to_second.argsort()], first[:, to_first.argsort()]
 
