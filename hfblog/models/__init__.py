@@ -1,4 +1,5 @@
-from . import flow
+from . import conditional_ln_bert, flow
+from .conditional_ln_bert import *  # noqa: F403
 from .flow import *  # noqa: F403
 
-__all__ = [*flow.__all__]
+__all__ = [*conditional_ln_bert.__all__, *flow.__all__]
