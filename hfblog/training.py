@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
 
 from . import hub
-from .evaluation import image_grid
+from .pictures import image_grid
 from .recipes import (
     Recipe,
     TrainingArguments,

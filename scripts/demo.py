@@ -1,7 +1,7 @@
 """Look at a trained flow in the browser: samples, paths between samples, and the bits per dimension of your own image.
 
-    pip install -e '.[demo]'
-    python scripts/demo.py outputs/nice_flow_digits
+pip install -e '.[demo]'
+python scripts/demo.py outputs/nice_flow_digits
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import hfblog  # noqa: F401  (registers the models)
-from hfblog.evaluation import image_grid
+from hfblog.pictures import image_grid
 
 
 def build_demo(folder: str):

@@ -11,7 +11,7 @@ import sys
 from transformers import pipeline
 
 import hfblog  # noqa: F401  (registers models and pipelines)
-from hfblog.evaluation import image_grid
+from hfblog.pictures import image_grid
 
 
 def main() -> None:

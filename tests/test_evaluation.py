@@ -14,7 +14,7 @@ from scipy import stats
 from test_training import tiny
 from transformers import AutoModel
 
-from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, hub, recipes, training
+from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, evaluation_density, hub, pictures, recipes, training
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_two_evaluations_state_the_same(trained):
 def test_exactness_is_measured_and_can_fail(trained):
     model = AutoModel.from_pretrained(trained)
     x = torch.rand(4, 1, 8, 8)
-    checks = {check["label"]: check["value"] for check in evaluation.exactness_report(model, x, 2)}
+    checks = {check["label"]: check["value"] for check in evaluation_density.exactness_report(model, x, 2)}
     single, double, log_det = checks.values()
     assert single < 1e-5 and double < 1e-12 and log_det < 1e-10
 
@@ -91,7 +91,7 @@ def test_exactness_is_measured_and_can_fail(trained):
             return latents * 1.001, log_det
 
     wrong = Wrong.from_pretrained(trained)
-    checks = [check["value"] for check in evaluation.exactness_report(wrong, x, 2)]
+    checks = [check["value"] for check in evaluation_density.exactness_report(wrong, x, 2)]
     assert checks[0] > 1e-4 and checks[1] > 1e-4
     assert checks[2] == pytest.approx(64 * math.log(1.001), rel=1e-6)
 
@@ -100,7 +100,7 @@ def test_gaussian_baselines_against_scipy():
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(5, 5))
     train, validation, test = (generator.normal(size=(size, 5)) @ mixing for size in (4000, 500, 50))
-    rows = evaluation.gaussian_baselines(*map(torch.tensor, (train, validation, test)), num_levels=16)
+    rows = evaluation_density.gaussian_baselines(*map(torch.tensor, (train, validation, test)), num_levels=16)
     covariance = np.cov(train.T, bias=True)
     for row in rows:
         ridge = row.get("ridge", 0) * np.eye(5)
@@ -120,7 +120,7 @@ def test_gaussian_baselines_survive_what_training_never_saw():
     generator = torch.Generator().manual_seed(0)
     train, validation, test = (torch.rand(200, 3, generator=generator, dtype=torch.float64) for _ in range(3))
     train[:, 0] = 0.5
-    for row in evaluation.gaussian_baselines(train, validation, test, None)[1:]:
+    for row in evaluation_density.gaussian_baselines(train, validation, test, None)[1:]:
         assert row["ridge"] > 1e-3 and row["log_likelihood"] > -3
 
 
@@ -158,7 +158,7 @@ def test_folders_that_cannot_be_evaluated(tmp_path):
 
 def test_image_grid():
     images = [Image.new("L", (8, 4), color=value) for value in (0, 100, 200)]
-    grid = evaluation.image_grid(images, columns=2, scale=2, gap=1)
+    grid = pictures.image_grid(images, columns=2, scale=2, gap=1)
     assert grid.size == (2 * 16 + 1, 2 * 8 + 1)
     assert grid.getpixel((0, 0)) == 0 and grid.getpixel((17, 0)) == 100 and grid.getpixel((0, 9)) == 200
-    assert evaluation.image_grid([Image.new("RGB", (32, 32))] * 4).mode == "RGB"
+    assert pictures.image_grid([Image.new("RGB", (32, 32))] * 4).mode == "RGB"

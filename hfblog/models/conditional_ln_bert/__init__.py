@@ -1,4 +1,4 @@
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
 from .configuration_conditional_ln_bert import ConditionalLNBertConfig
 from .modeling_conditional_ln_bert import (
@@ -15,6 +15,7 @@ AutoConfig.register("conditional_ln_bert", ConditionalLNBertConfig, exist_ok=Tru
 AutoModel.register(ConditionalLNBertConfig, ConditionalLNBertModel, exist_ok=True)
 AutoModelForCausalLM.register(ConditionalLNBertConfig, ConditionalLNBertForGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(ConditionalLNBertConfig, ConditionalLNBertForSequenceClassification, exist_ok=True)
+AutoProcessor.register(ConditionalLNBertConfig, ConditionalLNBertProcessor, exist_ok=True)
 
 __all__ = [
     "ConditionalLNBertConfig",

@@ -215,7 +215,8 @@ class ConditionalLNBertConfig(PreTrainedConfig):
                 raise ValueError(f"num_condition_classes={self.num_condition_classes} must be positive")
         if self.condition_labels and tuple(map(len, self.attribute_labels)) != self.attribute_sizes:
             raise ValueError(
-                f"condition_labels={self.condition_labels} do not name num_condition_classes={self.num_condition_classes} classes"
+                f"condition_labels={self.condition_labels} do not name the classes that "
+                f"num_condition_classes={self.num_condition_classes} counts"
             )
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"condition_dropout={self.condition_dropout} must lie in [0, 1)")

@@ -1132,6 +1132,7 @@ class ConditionalLNBertForSequenceClassification(ConditionalLNBertPreTrainedMode
     """
 
     _auto_class = "AutoModelForSequenceClassification"
+    accepts_loss_kwargs = False  # the loss is a mean over texts, whatever the Trainer counts
     _keys_to_ignore_on_load_unexpected = [r"seq_relationship", r"position_ids", r"^cls\.", r"^lm_head\."]
 
     def __init__(self, config: ConditionalLNBertConfig):
