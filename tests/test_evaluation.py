@@ -59,7 +59,7 @@ def test_the_stated_figure_is_the_models(trained):
     metrics = evaluation.evaluate(trained)
     model = AutoModel.from_pretrained(trained).double()
     recipe = recipes.load_recipe(trained / "recipe.yaml")
-    processor = recipes.build_processor(recipe, model.config)
+    processor = recipes.load_processor(recipe, trained)
     test = recipes.prepare_split(recipes.load_data_of(recipe), "test", recipe, processor)[:]["pixel_values"]
     generator = torch.Generator().manual_seed(123)
     with torch.no_grad():

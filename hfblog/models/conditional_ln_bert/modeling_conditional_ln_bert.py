@@ -91,14 +91,14 @@ class ConditionalLayerNorm(nn.Module):
         self.condition_scale = ZeroLinear(condition_size, hidden_size) if maps and "scale" in mode else None
         self.condition_shift = ZeroLinear(condition_size, hidden_size) if maps and "shift" in mode else None
 
-    def states(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale gamma + W_gamma c and shift beta + W_beta c, each ``(..., H)``, for conditions ``(..., C)``."""
+    def states(self, condition: Tensor) -> Tensor:
+        """Scale gamma + W_gamma c and shift beta + W_beta c, ``(..., 2, H)``, for conditions ``(..., C)``."""
         size = (*condition.shape[:-1], self.weight.shape[0])
         scale = self.weight + self.condition_scale(condition) if self.condition_scale is not None else self.weight.expand(size)
         shift = self.bias + self.condition_shift(condition) if self.condition_shift is not None else self.bias.expand(size)
-        return scale, shift
+        return torch.stack([scale, shift], dim=-2)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None, states: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, states: Tensor | None = None) -> Tensor:
         """Normalise ``x``, ``(batch, length, H)``, under one condition a row ``(batch, C)`` or a token ``(batch, length, C)``.
 
         ``states`` are the result of `states`, where it was computed before.
@@ -107,7 +107,7 @@ class ConditionalLayerNorm(nn.Module):
             if condition is None:
                 return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
             states = self.states(condition)
-        scale, shift = (state.unsqueeze(-2) if state.ndim < x.ndim else state for state in states)
+        scale, shift = (state.unsqueeze(-2) if state.ndim < x.ndim else state for state in states.unbind(-2))
         # Statistics in the precision of the weights (float32 under autocast). addcmul rounds as layer_norm's own affine
         # step does, so that zero maps give its bits.
         normalized = F.layer_norm(x.to(scale.dtype), self.weight.shape, eps=self.eps)
@@ -212,7 +212,7 @@ class ConditionalLNBertEmbeddings(nn.Module):
         self.position_offset = config.position_offset
 
     def forward(
-        self, words: Tensor, token_type_ids: Tensor, position_ids: Tensor, states: Any, added: Tensor | None
+        self, words: Tensor, token_type_ids: Tensor, position_ids: Tensor, states: Tensor | None, added: Tensor | None
     ) -> Tensor:
         embeddings = words + self.token_type_embeddings(token_type_ids)
         embeddings = embeddings + self.position_embeddings(position_ids + self.position_offset)
@@ -255,7 +255,7 @@ class ConditionalLNBertSelfAttention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        extra: tuple[Tensor, Tensor] | None,
+        extra: Tensor | None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -266,7 +266,7 @@ class ConditionalLNBertSelfAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if extra is not None:  # the condition's own key and value, which every query sees
-            more_key, more_value = (state.to(key.dtype).view(len(key), -1, 1, self.head_size) for state in extra)
+            more_key, more_value = (state.to(key.dtype).view(len(key), -1, 1, self.head_size) for state in extra.unbind(1))
             key, value = torch.cat([more_key, key], dim=2), torch.cat([more_value, value], dim=2)
             if attention_mask is not None:
                 seen = True if attention_mask.dtype == torch.bool else 0.0
@@ -294,7 +294,7 @@ class ConditionalLNBertOutput(nn.Module):
         self.LayerNorm = build_norm(config, kind)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor, residual: Tensor, states: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, residual: Tensor, states: Tensor | None) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual, states=states)
 
 
@@ -304,7 +304,9 @@ class ConditionalLNBertAttention(nn.Module):
         self.self = ConditionalLNBertSelfAttention(config, layer_idx)
         self.output = ConditionalLNBertOutput(config, config.hidden_size, "attention")
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, states: Any, extra: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, states: Tensor | None, extra: Tensor | None, **kwargs: Any
+    ) -> Tensor:
         attended, _ = self.self(hidden_states, attention_mask, extra, **kwargs)
         return self.output(attended, hidden_states, states)
 
@@ -330,9 +332,9 @@ class ConditionalLNBertLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        attention_norm: tuple[Tensor, Tensor] | None,
-        output_norm: tuple[Tensor, Tensor] | None,
-        extra: tuple[Tensor, Tensor] | None,
+        attention_norm: Tensor | None,
+        output_norm: Tensor | None,
+        extra: Tensor | None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -534,7 +536,7 @@ class ConditionalLNBertPreTrainedModel(PreTrainedModel):
         if self.config.conditioning != "layer_norm":
             return torch.stack([projection(hidden) for projection in base.condition_projections], dim=1)
         norms = [module for module in self.modules() if isinstance(module, ConditionalLayerNorm)]
-        return torch.stack([state for norm in norms for state in norm.states(hidden)], dim=1)
+        return torch.cat([norm.states(hidden) for norm in norms], dim=1)
 
     def interpolate_conditions(self, start: Any, end: Any, t: float | Tensor) -> Tensor:
         """Vectors on the straight line between two conditions, for ``condition=``.
@@ -707,8 +709,7 @@ class ConditionalLNBertModel(ConditionalLNBertPreTrainedModel):
 
         conditioning, added, pairs = self.config.conditioning, None, itertools.repeat(None)
         if conditioning in ("layer_norm", "pseudo_self_attention"):
-            states = condition_states.unbind(1)
-            pairs = iter(list(zip(states[::2], states[1::2], strict=True)))
+            pairs = iter(condition_states.unflatten(1, (-1, 2)).unbind(1))
         elif conditioning == "embedding":
             added = condition_states[:, :1]
         else:
@@ -735,7 +736,7 @@ class ConditionalLNBertPredictionHeadTransform(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.LayerNorm = build_norm(config, "head")
 
-    def forward(self, hidden_states: Tensor, states: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, states: Tensor | None) -> Tensor:
         return self.LayerNorm(self.act(self.dense(hidden_states)), states=states)
 
 
@@ -746,7 +747,7 @@ class ConditionalLNBertLMPredictionHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden_states: Tensor, states: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, states: Tensor | None) -> Tensor:
         return self.decoder(self.transform(hidden_states, states))
 
 
@@ -755,7 +756,7 @@ class ConditionalLNBertLMHead(nn.Module):
         super().__init__()
         self.predictions = ConditionalLNBertLMPredictionHead(config)
 
-    def forward(self, hidden_states: Tensor, states: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, states: Tensor | None) -> Tensor:
         return self.predictions(hidden_states, states)
 
 
@@ -854,7 +855,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        head = (condition_states[:, -2], condition_states[:, -1]) if self.config.conditioning == "layer_norm" else None
+        head = condition_states[:, -2:] if self.config.conditioning == "layer_norm" else None
         logits = self.cls(outputs.last_hidden_state[:, kept], head)
         if guided:
             positive, negative = logits[:rows], logits[rows:]
@@ -935,7 +936,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         generation_config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         if guidance_scale is None:
             guidance_scale = generation_config.guidance_scale
-        generation_config.guidance_scale = None  # transformers' own guidance knows no condition
+        generation_config.guidance_scale = 1.0  # transformers' own guidance knows no condition
         negative = negative_condition is not None or negative_condition_ids is not None
         if guidance_scale is not None and guidance_scale < 0:
             raise ValueError(f"guidance_scale={guidance_scale} must not be negative; 1 is no guidance")
