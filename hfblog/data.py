@@ -329,7 +329,7 @@ def prepare_texts(
         raise ValueError(f"max_length={max_length} leaves no room for text beside the special tokens")
 
     def count(text: str) -> int:
-        return len(tokenizer.tokenize(text))
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def process(batch: dict) -> dict:
         texts, rows = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -106,7 +107,8 @@ def evaluate_generation(
                 "Self-BLEU: mean BLEU-4 of a text against the others, higher is less varied.",
                 "columns": ["", judge.label, "distinct-2", "self-BLEU", *judge.extra_columns],
                 "rows": rows,
-            }
+            },
+            *conditioning_table(folder),
         ],
         "samples": [
             {"condition": names[want], "text": text} for want, text in list(zip(wanted, drawn[shown], strict=True))[:20]
@@ -187,6 +189,29 @@ def cache_exactness(model: ConditionalLNBertForGeneration, dataset: Any) -> list
         steps.append(output.logits)
     error = (torch.cat(steps, dim=1) - whole).abs().max().item()
     return [{"label": "largest difference of logits with and without cache", "value": error}]
+
+
+def conditioning_table(folder: Path) -> list[dict[str, Any]]:
+    """What scripts/compare_conditioning.py left in the folder, if it was run."""
+    file = folder / "conditioning.json"
+    if not file.exists():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    measured = ["added_parameters", *record["labels"], "training_tokens_per_second", "sampling_tokens_per_second"]
+    labels = {
+        "added_parameters": "parameters added",
+        "training_tokens_per_second": "training tokens/s",
+        "sampling_tokens_per_second": "sampling tokens/s",
+    } | record["labels"]
+    seeds = f"seed{'s' if len(record['seeds']) > 1 else ''} {', '.join(map(str, record['seeds']))}"
+    return [
+        {
+            "caption": f"Ways to give the condition, {record['steps']} steps each of a smaller model, {seeds}, on "
+            f"{record['hardware']}; all else equal. `{record['command']}`",
+            "columns": ["", *(labels[key] for key in measured)],
+            "rows": [[row["way"], *(row[key] for key in measured)] for row in record["rows"]],
+        }
+    ]
 
 
 # --- samples ---

@@ -66,11 +66,18 @@ class TrainingArguments(transformers.TrainingArguments):
     log_samples: int = field(
         default=64, metadata={"help": "Samples in the picture drawn at every evaluation by a generative model; 0 for none."}
     )
+    learning_rate_factors: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Learning rates of parameters whose name matches a pattern, in learning_rates."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
+        for pattern, factor in self.learning_rate_factors.items():
+            if not factor > 0:
+                raise ValueError(f"learning_rate_factors[{pattern!r}]={factor} must be positive")
         if self.ema_decay and self.save_only_model and self.load_best_model_at_end:
             raise ValueError(
                 "ema_decay with load_best_model_at_end needs save_only_model=False: the average is in the optimizer's state"

@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,7 @@ class Trainer(transformers.Trainer):
     """`transformers.Trainer` with an average of the weights, no decay of vectors, and a stop where the loss is lost."""
 
     ema: EMAHook | None = None
+    rates_are_set = False
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Only matrices decay: a decayed scale or bias is a prior nobody asked for."""
@@ -111,6 +113,9 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
+        if self.args.learning_rate_factors and not self.rates_are_set:
+            scale_learning_rates(optimizer, model or self.model, self.args.learning_rate_factors)
+            self.rates_are_set = True
         if self.args.ema_decay and self.ema is None:
             self.ema = EMAHook(getattr(optimizer, "optimizer", optimizer), self.args.ema_decay)
         return optimizer
@@ -141,6 +146,32 @@ class Trainer(transformers.Trainer):
                     f"{name} is {logs[name]} at step {self.state.global_step}: lower training.learning_rate, set "
                     "training.max_grad_norm, or look for NaN in the data. The last checkpoint is whole."
                 )
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, model: torch.nn.Module, factors: dict[str, float]) -> None:
+    """Move parameters into groups with a learning rate of their own.
+
+    Args:
+        factors: ``{pattern: factor}``; the first pattern that is found in a parameter's name (`re.search`) counts.
+
+    Raises:
+        ValueError: a pattern that no trained parameter's name has.
+    """
+    unused = set(factors)
+    rates: dict[torch.nn.Parameter, float] = {}
+    for name, parameter in model.named_parameters():
+        matching = [pattern for pattern in factors if re.search(pattern, name)]
+        if matching and parameter.requires_grad:
+            unused.discard(matching[0])
+            rates[parameter] = factors[matching[0]]
+    if unused:
+        raise ValueError(f"training.learning_rate_factors: no trained parameter's name has {', '.join(map(repr, unused))}")
+    for group in list(optimizer.param_groups):
+        chosen = [parameter for parameter in group["params"] if parameter in rates]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in rates]
+        for factor in sorted({rates[parameter] for parameter in chosen}):
+            parameters = [parameter for parameter in chosen if rates[parameter] == factor]
+            optimizer.add_param_group(group | {"params": parameters, "lr": group["lr"] * factor})
 
 
 class SampleGridCallback(TrainerCallback):

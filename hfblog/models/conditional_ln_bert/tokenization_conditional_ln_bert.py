@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
@@ -69,24 +69,17 @@ def train_tokenizer(
     """
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"vocab_size={vocab_size} must exceed the {len(SPECIAL_TOKENS)} special tokens")
-    texts = list(texts)
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    counts = Counter(character for text in texts for character in normalizer.normalize_str(text) if not character.isspace())
-    alphabet = sorted((c for c, n in counts.items() if n >= min_count), key=lambda c: (-counts[c], c))
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
     special = list(SPECIAL_TOKENS.values())
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    vocabulary = [*special, *_pieces(words, vocab_size - len(special), min_count)]
+    tokenizer = Tokenizer(WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = cjk_decoder()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=max(min_count, 2),
-        special_tokens=special,
-        initial_alphabet=alphabet[: vocab_size - len(special)],
-        limit_alphabet=min(len(alphabet), vocab_size - len(special)),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     ids = {token: tokenizer.token_to_id(token) for token in special}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ids.items())
@@ -100,6 +93,29 @@ def train_tokenizer(
         **SPECIAL_TOKENS,
         **settings,
     )
+
+
+def _pieces(words: Counter[str], size: int, min_count: int) -> list[str]:
+    """The pieces of a WordPiece vocabulary: characters by frequency, then beginnings and ends of words by what they save.
+
+    Not tokenizers' own trainer: it breaks ties by the order of a randomised hash table, so that two processes, or two runs,
+    would number their tokens differently.
+    """
+    characters: Counter[str] = Counter()
+    longer: Counter[str] = Counter()
+    for word, count in words.items():
+        characters[word[0]] += count
+        for character in word[1:]:
+            characters[f"##{character}"] += count
+        for cut in range(1, min(len(word), 20)):
+            longer[word[: cut + 1]] += count
+            if cut < len(word) - 1:
+                longer[f"##{word[cut:]}"] += count
+    kept = [piece for piece in characters if characters[piece] >= min_count]
+    pieces = sorted(kept, key=lambda piece: (-characters[piece], piece))[:size]
+    # a piece of n characters saves n - 1 tokens wherever it is used
+    savings = {piece: n * (len(piece.removeprefix("##")) - 1) for piece, n in longer.items() if n >= max(min_count, 2)}
+    return pieces + sorted(savings, key=lambda piece: (-savings[piece], piece))[: size - len(pieces)]
 
 
 def used_tokens(tokenizer: Any, texts: Iterable[str], min_count: int = 1) -> set[str]:
