@@ -324,7 +324,10 @@ def verse_form(text: str) -> tuple[int, int] | None:
 
 def rhymes(text: str) -> bool | None:
     """Whether lines 2 and 4 end in the same final (modern reading, medial vowel left out); None for fewer lines."""
-    from pypinyin import Style, lazy_pinyin
+    try:
+        from pypinyin import Style, lazy_pinyin
+    except ImportError as error:
+        raise ImportError("rhymes are read with pypinyin: pip install 'hfblog[data]'") from error
 
     lines = [line.strip() for line in re.split("[，。？！；、：]", text) if line.strip()]
     if len(lines) < 4:

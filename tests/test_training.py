@@ -60,7 +60,9 @@ def tiny(folder: Path, *overrides: str, **sections: dict) -> recipes.Recipe:
 def test_every_recipe_is_valid_and_has_a_card(path):
     recipe = recipes.load_recipe(path)
     recipe.build_config()
-    recipes.build_processor(recipe, recipe.build_config())
+    recipe.evaluation_arguments(**recipe.evaluation)
+    if recipe.config_class.model_type == "conditional_ln_bert":
+        recipes.TextArguments(**recipe.processor)
     assert recipe.card["title"] and recipe.card["summary"]
 
 

@@ -890,7 +890,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         r"""`GenerationMixin.generate` under a condition.
 
         Without a prompt the text starts from [CLS]. A causal model continues its prompt, so an end token that a tokenizer put
-        there is taken off; prompts of different lengths may be padded on either side. Without ``max_length`` and
+        there is masked; prompts of different lengths may be padded on either side. In the result the prompt has the width
+        that it came with, padded on the left. Without ``max_length`` and
         ``max_new_tokens`` the text ends at its end token or with the last position.
 
         Args:
@@ -954,7 +955,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             }
 
         model_inputs = generation_config.update(**kwargs)
-        length, limit = model_inputs["input_ids"].shape[1], self.config.max_length_of_text
+        width, limit = model_inputs["input_ids"].shape[1], self.config.max_length_of_text
+        length = int(model_inputs["attention_mask"].sum(1).max())
         asked = generation_config.max_new_tokens
         if length >= limit:
             raise ValueError(f"the prompt has {length} tokens and leaves none of the model's {limit} positions for new text")
@@ -963,12 +965,13 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
                 f"prompt ({length} tokens) and max_new_tokens={asked} need {length + asked} positions, but the model has "
                 f"{limit}: ask for at most {limit - length} new tokens"
             )
-        if asked is None and (generation_config.max_length is None or generation_config.max_length > limit):
-            generation_config.max_length = limit
+        longest = limit + width - length
+        if asked is None and (generation_config.max_length is None or generation_config.max_length > longest):
+            generation_config.max_length = longest
         return super().generate(generation_config=generation_config, **model_inputs)
 
     def _prepare_prompt(self, input_ids: Tensor | None, kwargs: dict[str, Any], batch_size: int) -> dict[str, Tensor]:
-        """Prompt, mask and segments, padded on the left and without the end token of a causal prompt."""
+        """Prompt, mask and segments, padded on the left and without the end token of a causal prompt, as wide as given."""
         config = self.config
         if input_ids is None or input_ids.shape[1] == 0:
             if config.bos_token_id is None:
@@ -987,10 +990,14 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             ends = torch.tensor(config.eos_token_id, device=self.device).reshape(-1)
             closed = torch.isin(input_ids.gather(1, last), ends) & (last > 0)
             mask = mask.scatter(1, last, (~closed).long() * mask.gather(1, last))
-        order = mask.argsort(dim=1, stable=True)  # padding first
-        order = order[:, order.shape[1] - int(mask.sum(1).max()) :]
-        prompt = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: value.gather(1, order) for name, value in prompt.items()}
+        order = mask.argsort(dim=1, stable=True)  # padding first; no column is taken away, so that callers can count
+        mask = mask.gather(1, order)
+        padding = config.pad_token_id if config.pad_token_id is not None else 0
+        return {
+            "input_ids": input_ids.gather(1, order).masked_fill(mask == 0, padding),
+            "attention_mask": mask,
+            "token_type_ids": types.gather(1, order),
+        }
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)

@@ -568,7 +568,12 @@ def test_sampled_tokens_follow_the_conditional_distribution():
 def test_prompts_from_a_tokenizer_lose_their_end_token():
     model = build()
     bare, closed = torch.tensor([[2, 9, 11]]), torch.tensor([[2, 9, 11, 3]])
-    assert torch.equal(model.generate(closed, max_new_tokens=5), model.generate(bare, max_new_tokens=5))
+    expected = model.generate(bare, max_new_tokens=5)
+    found = model.generate(closed, max_new_tokens=5)
+    assert torch.equal(found[:, 4:], expected[:, 3:])  # what is new begins where the given prompt ends
+    assert found[0, :4].tolist() == [0, 2, 9, 11]
+    padded = model.generate(torch.tensor([[2, 9, 11, 3, 0, 0]]), attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]))
+    assert padded.shape[1] <= 40 + 3 and torch.equal(padded[:, 6:11], expected[:, 3:8])
     prefix = build(attention_type="prefix_lm")  # there the end token closes the source
     assert prefix.generate(closed, max_new_tokens=2)[0, :4].tolist() == [2, 9, 11, 3]
 
