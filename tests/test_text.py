@@ -294,6 +294,24 @@ training.train(recipe, sys.argv[2])
     assert any(parameter.abs().max() > 0 for name, parameter in model.named_parameters() if "condition_scale" in name)
 
 
+PULL_AND_WRITE = """
+import sys
+from transformers import AutoModelForCausalLM, pipeline
+write = pipeline("text-generation", model="owner/writer", trust_remote_code=True)
+assert type(write.model).__module__.startswith("transformers_modules")
+print(write("很好", condition_ids="positive", max_new_tokens=8, do_sample=False, guidance_scale=2.0)[0]["generated_text"])
+"""
+
+
+def test_pushed_and_pulled_where_hfblog_is_absent(trained, tmp_path, hub_server, run_python):
+    env = hub_server.env(tmp_path / "home")
+    run_python("import sys; from hfblog import hub; hub.push(sys.argv[1], 'owner/writer')", trained, env=env)
+    pulled = run_python(PULL_AND_WRITE, env=env, hfblog_absent=True).splitlines()[-1]
+    write = pipeline("text-generation", model=str(trained))
+    here = write("很好", condition_ids="positive", max_new_tokens=8, do_sample=False, guidance_scale=2.0)
+    assert here[0]["generated_text"] == pulled
+
+
 def test_learning_rates_by_name():
     model = torch.nn.ModuleDict({"condition": torch.nn.Linear(2, 2), "rest": torch.nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

@@ -915,6 +915,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             raise ValueError("attention_type='bidirectional' cannot generate; load the model with attention_type='causal'")
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if inputs is not None else input_ids
+        as_vector = lambda value: None if value is None else torch.as_tensor(value, dtype=self.dtype, device=self.device)  # noqa: E731
+        condition, negative_condition = as_vector(condition), as_vector(negative_condition)
         sizes = [len(value) for value in (condition, pixel_values) if value is not None and value.ndim > 1]
         if isinstance(condition_ids, (list, tuple, Tensor)) and not (
             isinstance(condition_ids, Tensor) and not condition_ids.ndim

@@ -600,6 +600,32 @@ def test_conditions_are_read_once_a_text(monkeypatch):
     assert len(calls) == 6  # the number of LayerNorms
 
 
+def test_a_number_as_condition_is_followed():
+    """Texts as long as the condition says, lengths in between too: trained on even lengths, asked for odd ones."""
+    config = ConditionalLNBertConfig(
+        **(SMALL | {"condition_labels": None, "condition_size": 1, "hidden_dropout_prob": 0.0, "condition_dropout": 0.0})
+    )
+    torch.manual_seed(0)
+    model = ConditionalLNBertForGeneration(config)
+    lengths = torch.arange(2, 17, 2)
+    ids = torch.full((8, 18), 5)
+    ids[:, 0] = 2
+    places = torch.arange(18)
+    ids = torch.where(places == lengths[:, None] + 1, 3, ids)
+    labels = torch.where(places > lengths[:, None] + 1, -100, ids)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        model(ids, condition=lengths[:, None] / 8 - 1, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    asked = torch.arange(2, 17)
+    written = (model.generate(condition=asked[:, None] / 8 - 1, max_new_tokens=20) == 5).sum(1)
+    assert torch.equal(written[::2], lengths)
+    assert (written.diff() >= 0).all() and (written - asked).abs().max() <= 1
+    assert model.generate(condition=[0.0], max_new_tokens=20).eq(5).sum() == 8
+
+
 # --- bad input ---
 
 
