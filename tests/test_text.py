@@ -323,7 +323,18 @@ def test_learning_rates_by_name():
         training.scale_learning_rates(optimizer, model, {"conditoin": 2.0})
 
 
-def test_captions_from_images_to_sentences(tmp_path):
+CAPTION_ELSEWHERE = """
+import sys
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+inputs = processor(images=[Image.open(sys.argv[2])], return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs))[0])
+"""
+
+
+def test_captions_from_images_to_sentences(tmp_path, run_python):
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     caption = {"template": "the digit {}", "words": words}
     sections = {
@@ -352,6 +363,7 @@ def test_captions_from_images_to_sentences(tmp_path):
     command = [sys.executable, "scripts/generate.py", folder, "--images", picture]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == texts[0], done.stderr
+    assert run_python(CAPTION_ELSEWHERE, folder, picture, hfblog_absent=True).splitlines()[-1] == texts[0]
     with pytest.raises(ValueError, match="images, text or both"):
         processor()
 

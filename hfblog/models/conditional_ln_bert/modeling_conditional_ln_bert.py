@@ -150,8 +150,8 @@ class ConditionEncoder(nn.Module):
             raise ValueError(f"condition_ids have shape {tuple(condition_ids.shape)}; this batch needs {shape}")
         if condition_ids.is_floating_point():
             raise ValueError(f"condition_ids must be integers, not {condition_ids.dtype}")
-        if torch.compiler.is_compiling() or condition_ids.device.type not in ("cpu", "cuda"):
-            return
+        if torch.compiler.is_compiling() or (self.training and condition_ids.device.type != "cpu"):
+            return  # looking at values would break the graph, or make training wait for the accelerator
         ids = condition_ids.reshape(batch_size, len(sizes))
         for index, size in enumerate(sizes):
             wrong = ids[:, index][(ids[:, index] < -1) | (ids[:, index] >= size)]
@@ -764,6 +764,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
     r"""Language model under a condition: BERT with its masked-LM head, causal, prefix-LM or bidirectional.
 
     ``forward`` shifts ``labels`` itself, except under a bidirectional mask, where they are those of a masked language model.
+    With ``attention_type="prefix_lm"`` it is a sequence-to-sequence model: ``tokenizer(source, target)`` gives the two
+    segments, ``labels`` are -100 on the source, and `generate` continues ``tokenizer(source)``.
 
     Example:
 

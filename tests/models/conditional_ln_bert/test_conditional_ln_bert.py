@@ -626,6 +626,37 @@ def test_a_number_as_condition_is_followed():
     assert model.generate(condition=[0.0], max_new_tokens=20).eq(5).sum() == 8
 
 
+def test_a_prefix_lm_learns_to_translate():
+    """Source in segment 0, target in segment 1: the target is the source backwards, or as it is, as the class says."""
+    config = ConditionalLNBertConfig(
+        **(SMALL | {"attention_type": "prefix_lm", "condition_labels": ["same", "backwards"], "vocab_size": 12}),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        condition_dropout=0.0,
+    )
+    torch.manual_seed(0)
+    model = ConditionalLNBertForGeneration(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    types = torch.tensor([0] * 5 + [1] * 4)
+
+    def batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        source, classes = torch.randint(4, 12, (size, 3)), torch.randint(2, (size,))
+        target = torch.where(classes[:, None] == 1, source.flip(1), source)
+        cls, sep = torch.full((size, 1), 2), torch.full((size, 1), 3)
+        return torch.cat([cls, source, sep], 1), torch.cat([target, sep], 1), classes
+
+    for _ in range(400):
+        source, target, classes = batch(64)
+        ids = torch.cat([source, target], 1)
+        labels = torch.where(types == 0, -100, ids)
+        model(ids, token_type_ids=types.expand_as(ids), condition_ids=classes, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    source, target, classes = batch(200)
+    written = model.eval().generate(source, condition_ids=classes, max_new_tokens=4)[:, 5:]
+    assert (written == target).all(1).double().mean() > 0.95
+
+
 # --- bad input ---
 
 
