@@ -206,8 +206,8 @@ def conditioning_table(folder: Path) -> list[dict[str, Any]]:
     seeds = f"seed{'s' if len(record['seeds']) > 1 else ''} {', '.join(map(str, record['seeds']))}"
     return [
         {
-            "caption": f"Ways to give the condition, {record['steps']} steps each of a smaller model, {seeds}, on "
-            f"{record['hardware']}; all else equal. `{record['command']}`",
+            "caption": f"Ways to give the condition, {record['steps']} steps each, {seeds}, measured on the {record['split']} "
+            f"split, on {record['hardware']}; all else equal. `{record['command']}`",
             "columns": ["", *(labels[key] for key in measured)],
             "rows": [[row["way"], *(row[key] for key in measured)] for row in record["rows"]],
         }

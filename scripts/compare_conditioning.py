@@ -93,6 +93,7 @@ def main() -> None:
         "command": recipes.command_line(),
         "seeds": arguments.seeds,
         "steps": arguments.steps,
+        "split": recipe.evaluation.get("split", "test"),
         "hardware": evaluation.hardware(),
         "labels": labels,
         "rows": rows,

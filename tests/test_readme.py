@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_text
 from test_training import tiny
 
 import hfblog.data
+import hfblog.models.conditional_ln_bert as conditional
 import hfblog.models.flow as flow
 from hfblog import hub, recipes, training
 
@@ -25,6 +27,7 @@ CARDS = sorted((ROOT / "model_cards").glob("*/metrics.json"))
 def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training.train(tiny(tmp_path, "training.num_train_epochs=1"), "outputs/nice_flow_digits")
+    training.train(test_text.tiny(tmp_path, "training.num_train_epochs=1"), "outputs/conditional_ln_bert_reviews")
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippets) >= 3
     for snippet in snippets:
@@ -33,7 +36,15 @@ def test_snippets_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "module",
-    [flow.configuration_nice_flow, flow.modeling_nice_flow, flow.image_processing_flow, hfblog.data],
+    [
+        flow.configuration_nice_flow,
+        flow.modeling_nice_flow,
+        flow.image_processing_flow,
+        conditional.configuration_conditional_ln_bert,
+        conditional.modeling_conditional_ln_bert,
+        conditional.tokenization_conditional_ln_bert,
+        hfblog.data,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_docstring_examples_run(module):
@@ -66,6 +77,7 @@ def test_cards_and_readme_state_what_was_measured(path):
 
 def test_every_recipe_has_a_card():
     recipes = {path.stem for path in (ROOT / "scripts" / "recipes").glob("*.yaml")}
+    recipes.remove("conditional_ln_bert_reviews_pretrained")  # starts from a checkpoint on the Hub: nothing measured here
     assert {path.parent.name for path in CARDS} == recipes
 
 
@@ -93,5 +105,7 @@ def test_command_line_tools_end_to_end(tmp_path):
 
 
 def test_evaluation_is_documented():
-    for name in vars(recipes.EvaluationArguments()):
-        assert f"{name}:" in recipes.EvaluationArguments.__doc__
+    for arguments in (recipes.DensityEvaluationArguments, recipes.GenerationEvaluationArguments):
+        documented = recipes.EvaluationArguments.__doc__ + arguments.__doc__
+        for name in vars(arguments()):
+            assert f"{name}:" in documented

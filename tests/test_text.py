@@ -221,7 +221,7 @@ def test_evaluation_states_what_the_model_does(trained):
 def test_the_card_shows_the_comparison_of_conditionings(trained):
     row = {"way": "layer_norm", "added_parameters": 12, "perplexity": 3.5}
     speeds = {"training_tokens_per_second": 1.0, "sampling_tokens_per_second": 2.0}
-    record = {"rows": [row | speeds], "labels": {"perplexity": "test perplexity"}, "seeds": [0], "steps": 5}
+    record = {"rows": [row | speeds], "labels": {"perplexity": "test perplexity"}, "seeds": [0], "steps": 5, "split": "test"}
     (trained / "conditioning.json").write_text(json.dumps(record | {"hardware": "a machine", "command": "python x"}))
     evaluation.evaluate(trained)
     assert "| layer_norm | 12 | 3.500 | 1 | 2 |" in (trained / "README.md").read_text()
