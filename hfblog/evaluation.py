@@ -23,7 +23,7 @@ from .evaluation_generation import evaluate_generation
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .models.flow import FlowPreTrainedModel
 from .pictures import curve_picture
-from .recipes import command_line, load_data_of, load_processor, load_recipe, prepare_split
+from .recipes import EvaluationRun, command_line, load_data_of, load_processor, load_recipe, prepare_split
 
 
 def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
         raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")
     prepared = {split: prepare_split(splits, split, recipe, processor) for split in splits}
 
-    measured = find_evaluator(model)(model, processor, prepared, arguments, folder, splits, recipe)
+    measured = find_evaluator(model)(EvaluationRun(model, processor, splits, prepared, arguments, folder, recipe))
     training_file = folder / "training.json"
     training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
     if training and training["curve"]:

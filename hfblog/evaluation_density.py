@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .models.flow import FlowPreTrainedModel
 from .models.flow.modeling_flow import nats_to_bits_per_dim
 from .pictures import image_grid, plot
-from .recipes import DensityEvaluationArguments, Recipe
+from .recipes import DensityEvaluationArguments, EvaluationRun
 
 
 def _batches(dataset: Any, arguments: DensityEvaluationArguments) -> list[Tensor]:
@@ -104,16 +103,9 @@ def exactness_report(model: FlowPreTrainedModel, x: Tensor, num_jacobians: int) 
     return checks
 
 
-def evaluate_density(
-    model: FlowPreTrainedModel,
-    processor: Any,
-    data: dict[str, Any],
-    arguments: DensityEvaluationArguments,
-    folder: Path,
-    splits: DatasetDict,
-    recipe: Recipe,
-) -> dict[str, Any]:
+def evaluate_density(run: EvaluationRun) -> dict[str, Any]:
     """Test log-likelihood, bits per dimension, baselines, exactness and pictures of a density model over images."""
+    model, processor, data, arguments = run.model, run.processor, run.prepared, run.arguments
     config = model.config
     generator = torch.Generator().manual_seed(arguments.seed)
     model.eval()
@@ -169,7 +161,7 @@ def evaluate_density(
         "baselines": baselines,
         "notes": notes,
         "exactness": exactness_report(model, x, arguments.exactness_examples if config.event_size <= 1024 else 0),
-        "pictures": density_pictures(model, processor, x, arguments, folder),
+        "pictures": density_pictures(model, processor, x, arguments, run.folder),
     }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
 from datasets import Image as ImageFeature
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,24 +20,17 @@ from tqdm.auto import tqdm
 from .data import condition_columns, find_column, text_column_of
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .pictures import plot
-from .recipes import GenerationEvaluationArguments, Recipe
+from .recipes import EvaluationRun, GenerationEvaluationArguments
 
 
-def evaluate_generation(
-    model: ConditionalLNBertForGeneration,
-    processor: Any,
-    data: dict[str, Any],
-    arguments: GenerationEvaluationArguments,
-    folder: Path,
-    splits: DatasetDict,
-    recipe: Recipe,
-) -> dict[str, Any]:
+def evaluate_generation(run: EvaluationRun) -> dict[str, Any]:
     """Perplexity, control, variety and samples of a conditional language model."""
+    if run.arguments.control == "exact":
+        return evaluate_captions(run)
+    model, processor, data, arguments, splits = run.model, run.processor, run.prepared, run.arguments, run.splits
     model.eval()
-    if arguments.control == "exact":
-        return evaluate_captions(model, processor, data, arguments, folder, splits, recipe)
-    texts = {split: part[text_column_of(part, recipe.data.get("text_column"))] for split, part in splits.items()}
-    columns = condition_columns(splits["train"], recipe.data.get("label_column"))
+    texts = {split: part[text_column_of(part, run.recipe.data.get("text_column"))] for split, part in splits.items()}
+    columns = condition_columns(splits["train"], run.recipe.data.get("label_column"))
     if len(columns) != 1:
         raise ValueError(f"evaluation.control={arguments.control!r} judges one attribute, but the conditions are {columns}")
     labels = {split: np.asarray(part[columns[0]]) for split, part in splits.items()}
@@ -76,12 +68,12 @@ def evaluate_generation(
         "value": likelihood["bayes_accuracy"],
     }
     majority = np.bincount(labels[arguments.split]).max() / len(labels[arguments.split])
-    chance = 1 / len(names)
     baselines = [
-        {"label": "the same model without the condition", "perplexity": likelihood["perplexity_none"], "control": chance},
+        {"label": "the same model without the condition", "perplexity": likelihood["perplexity_none"]},
         {"label": "the same model under a wrong condition", "perplexity": likelihood["perplexity_wrong"]},
         {"label": "frequencies of single tokens", "perplexity": unigram_perplexity(data["train"], data[arguments.split])},
         {"label": "the most frequent class", "bayes_accuracy": float(majority)},
+        {"label": "chance", "control": 1 / len(names)},
         *judge.baselines(),
     ]
     shown = arguments.guidance_scales[0]
@@ -91,8 +83,7 @@ def evaluate_generation(
         "Without the condition the model gets its learned 'no condition'.",
         f"{arguments.num_samples} samples, the same number of each class, drawn from the "
         + ("whole distribution" if arguments.top_p == 1 else f"nucleus of {arguments.top_p:g}")
-        + f" at temperature {arguments.temperature:g}, seed {arguments.seed}; the error is the binomial standard error. "
-        "Without a condition a sample cannot agree with a requested class more often than by chance.",
+        + f" at temperature {arguments.temperature:g}, seed {arguments.seed}; the error is the binomial standard error.",
         *judge.notes(),
     ]
     return {
@@ -108,12 +99,12 @@ def evaluate_generation(
                 "columns": ["", judge.label, "distinct-2", "self-BLEU", *judge.extra_columns],
                 "rows": rows,
             },
-            *conditioning_table(folder),
+            *conditioning_table(run.folder),
         ],
         "samples": [
             {"condition": names[want], "text": text} for want, text in list(zip(wanted, drawn[shown], strict=True))[:20]
         ],
-        "pictures": generation_pictures(model, processor, judge, arguments, drawn, agreement, folder),
+        "pictures": generation_pictures(model, processor, judge, arguments, drawn, agreement, run.folder),
     }
 
 
@@ -386,21 +377,14 @@ class VerseJudge:
 # --- captions ---
 
 
-def evaluate_captions(
-    model: ConditionalLNBertForGeneration,
-    processor: Any,
-    data: dict[str, Any],
-    arguments: GenerationEvaluationArguments,
-    folder: Path,
-    splits: DatasetDict,
-    recipe: Recipe,
-) -> dict[str, Any]:
+def evaluate_captions(run: EvaluationRun) -> dict[str, Any]:
     """Exact match of greedy captions, beside a linear classifier of pixels that writes into the same template."""
     from sklearn.linear_model import LogisticRegression
 
+    model, processor, data, arguments, splits = run.model.eval(), run.processor, run.prepared, run.arguments, run.splits
     test = data[arguments.split]
     count = len(test) if arguments.max_examples is None else min(arguments.max_examples, len(test))
-    texts = {split: list(part[text_column_of(part, recipe.data.get("text_column"))]) for split, part in splits.items()}
+    texts = {split: list(part[text_column_of(part, run.recipe.data.get("text_column"))]) for split, part in splits.items()}
     written: list[str] = []
     nats = tokens = 0.0
     for start in tqdm(range(0, count, arguments.batch_size), desc="Captions", unit="batch"):
@@ -420,7 +404,7 @@ def evaluate_captions(
     linear_match = float((linear.predict(pixels[arguments.split][:count]) == np.array(texts[arguments.split][:count])).mean())
     frequent = Counter(texts["train"]).most_common(1)[0][0]
     accuracy = float(match.mean())
-    image_column = find_column(splits[arguments.split], ImageFeature, recipe.data.get("image_column"))
+    image_column = find_column(splits[arguments.split], ImageFeature, run.recipe.data.get("image_column"))
     figure, axes = plot("", "")
     axes.axis("off")
     figure.set_size_inches(7, 5)
@@ -430,7 +414,7 @@ def evaluate_captions(
         place.imshow(image, cmap="gray")
         place.set_title(text, fontsize=7)
         place.axis("off")
-    figure.savefig(folder / "captions.png")
+    figure.savefig(run.folder / "captions.png")
     return {
         "description": f"{count:,} images of the {arguments.split} split.",
         "results": {

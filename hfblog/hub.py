@@ -117,7 +117,7 @@ def card_data(config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str,
     )
     if metrics is not None:
         # a local copy of a Hub data set goes by the name that others know
-        dataset = (card.get("datasets") or [metrics["data"]["name"]])[0]
+        dataset = card["datasets"][0] if card.get("datasets") else Path(metrics["data"]["name"]).name
         # Written out rather than through EvalResult: that class has no place for an error or a unit.
         results = [
             {"type": key, "name": f"{result['label']} ({result['unit']})", "value": result["value"]}

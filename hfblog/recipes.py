@@ -430,6 +430,29 @@ def data_collator(processor: Any) -> Any:
     return DataCollatorForLanguageModeling(processor, mlm=False) if isinstance(processor, PreTrainedTokenizerBase) else None
 
 
+@dataclass
+class EvaluationRun:
+    """What an evaluation measures: a trained folder and all that its recipe leads to.
+
+    Args:
+        model: loaded, on the device.
+        processor: its processor or tokenizer.
+        splits: the data set as it is.
+        prepared: the same splits as the model's forward takes them.
+        arguments: of the family's evaluation.
+        folder: where pictures go.
+        recipe: the recipe that the folder was trained by.
+    """
+
+    model: Any
+    processor: Any
+    splits: DatasetDict
+    prepared: dict[str, Any]
+    arguments: Any
+    folder: Path
+    recipe: Recipe
+
+
 def command_line() -> str:
     """The command that runs this process, as it would be typed in the project's folder."""
     program = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else sys.argv[0]
