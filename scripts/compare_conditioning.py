@@ -88,7 +88,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for row in rows:
         row["training_tokens_per_second"], row["sampling_tokens_per_second"] = speeds[row["way"]]
-    labels = {key: result["label"] for key, result in found[0].items()}
+    labels = {key: result["label"].removeprefix("test ") for key, result in found[0].items()}
     record = {
         "command": recipes.command_line(),
         "seeds": arguments.seeds,
