@@ -190,6 +190,7 @@ def test_stock_pipeline_writes_under_a_condition(trained):
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == one
     several = write("", condition_ids=0, max_new_tokens=8, do_sample=True, num_return_sequences=3, guidance_scale=2.0)
     assert len(several) == 3
+    assert write("很好", condition_ids=1)[0]["generated_text"].startswith("很好")  # the pipeline's own 256 tokens do not fit
     many = write(["很好", "这本书很"], condition_ids=1, max_new_tokens=8, batch_size=2, do_sample=False)
     assert many[0][0]["generated_text"] == one
 

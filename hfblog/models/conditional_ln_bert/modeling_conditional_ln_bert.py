@@ -961,17 +961,18 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         model_inputs = generation_config.update(**kwargs)
         width, limit = model_inputs["input_ids"].shape[1], self.config.max_length_of_text
         length = int(model_inputs["attention_mask"].sum(1).max())
-        asked = generation_config.max_new_tokens
-        if length >= limit:
+        room, asked = limit - length, generation_config.max_new_tokens
+        if room < 1:
             raise ValueError(f"the prompt has {length} tokens and leaves none of the model's {limit} positions for new text")
-        if asked is not None and length + asked > limit:
+        if kwargs.get("max_new_tokens") is not None and asked > room:
             raise ValueError(
                 f"prompt ({length} tokens) and max_new_tokens={asked} need {length + asked} positions, but the model has "
-                f"{limit}: ask for at most {limit - length} new tokens"
+                f"{limit}: ask for at most {room} new tokens"
             )
-        longest = limit + width - length
-        if asked is None and (generation_config.max_length is None or generation_config.max_length > longest):
-            generation_config.max_length = longest
+        if asked is not None:  # a default, such as the 256 of transformers' pipeline, gives way
+            generation_config.max_new_tokens = min(asked, room)
+        elif generation_config.max_length is None or generation_config.max_length > width + room:
+            generation_config.max_length = width + room
         return super().generate(generation_config=generation_config, **model_inputs)
 
     def _prepare_prompt(self, input_ids: Tensor | None, kwargs: dict[str, Any], batch_size: int) -> dict[str, Tensor]:
