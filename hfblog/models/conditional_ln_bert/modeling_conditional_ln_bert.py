@@ -793,6 +793,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         self.loss_type = "ForMaskedLM" if config.attention_type == "bidirectional" else "ForCausalLM"
         self.bert = ConditionalLNBertModel(config, add_pooling_layer=False)
         self.cls = ConditionalLNBertLMHead(config)
+        # Stated, so that transformers' pipeline does not ask for 256 new tokens, for which there may be no positions.
+        self.generation_config.max_length = config.max_length_of_text
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -969,8 +971,12 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
                 f"prompt ({length} tokens) and max_new_tokens={asked} need {length + asked} positions, but the model has "
                 f"{limit}: ask for at most {room} new tokens"
             )
-        if asked is not None:  # a default, such as the 256 of transformers' pipeline, gives way
-            generation_config.max_new_tokens = min(asked, room)
+        if asked is not None:  # as a total length: transformers warns where both are set. A default gives way.
+            generation_config.max_length = width + min(asked, room)
+            if self.generation_config.max_new_tokens is None:  # what is None here is filled from there
+                generation_config.max_new_tokens = None
+            else:
+                generation_config.max_new_tokens = min(asked, room)
         elif generation_config.max_length is None or generation_config.max_length > width + room:
             generation_config.max_length = width + room
         return super().generate(generation_config=generation_config, **model_inputs)

@@ -589,7 +589,7 @@ def test_text_ends_with_the_last_position():
     model = build(max_position_embeddings=9)
     assert model.generate(torch.tensor([[2, 7]]), suppress_tokens=[3]).shape == (1, 9)
     assert model.generate(torch.tensor([[2, 7]]), suppress_tokens=[3], max_length=5).shape == (1, 5)
-    default = transformers.GenerationConfig(max_new_tokens=256, suppress_tokens=[3])  # as the text-generation pipeline has it
+    default = transformers.GenerationConfig(max_new_tokens=256, suppress_tokens=[3])
     assert model.generate(torch.tensor([[2, 7]]), generation_config=default).shape == (1, 9)
 
 
