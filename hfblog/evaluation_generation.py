@@ -53,13 +53,14 @@ def evaluate_generation(run: EvaluationRun) -> dict[str, Any]:
         }
     }
     rows, agreement = [], {}
+    varieties = {scale: variety(samples) for scale, samples in drawn.items()}
     for scale, samples in drawn.items():
         agreement[scale] = float((judge(samples) == wanted).mean())
         key = "control" if scale == 1 else f"control_guidance_{scale:g}"
         label = judge.label if scale == 1 else f"{judge.label}, guidance {scale:g}"
         spread = math.sqrt(agreement[scale] * (1 - agreement[scale]) / len(samples))
         results[key] = {"label": label, "unit": "share", "value": agreement[scale], "stderr": spread}
-        rows.append([f"samples, guidance {scale:g}", agreement[scale], *variety(samples), *judge.extra(samples)])
+        rows.append([f"samples, guidance {scale:g}", agreement[scale], *varieties[scale], *judge.extra(samples)])
     real_agreement = float((judge(real) == labels[arguments.split][real_rows]).mean())
     rows.append([f"real texts of the {arguments.split} split", real_agreement, *variety(real), *judge.extra(real)])
     results["bayes_accuracy"] = {
@@ -104,7 +105,7 @@ def evaluate_generation(run: EvaluationRun) -> dict[str, Any]:
         "samples": [
             {"condition": names[want], "text": text} for want, text in list(zip(wanted, drawn[shown], strict=True))[:20]
         ],
-        "pictures": generation_pictures(model, processor, judge, arguments, drawn, agreement, run.folder),
+        "pictures": generation_pictures(model, processor, judge, arguments, varieties, agreement, run.folder),
     }
 
 
@@ -444,17 +445,17 @@ def generation_pictures(
     tokenizer: Any,
     judge: Callable[[list[str]], np.ndarray],
     arguments: GenerationEvaluationArguments,
-    drawn: dict[float, list[str]],
+    varieties: dict[float, tuple[float, float]],
     agreement: dict[float, float],
     folder: Path,
 ) -> list[dict[str, str]]:
     """Control and variety over the guidance scale, and what is written between the first and the last class."""
     pictures = []
-    if len(drawn) > 1:
+    if len(varieties) > 1:
         figure, axes = plot("guidance scale", "share")
-        scales = sorted(drawn)
+        scales = sorted(varieties)
         axes.plot(scales, [agreement[scale] for scale in scales], marker="o", label="meets the condition")
-        axes.plot(scales, [variety(drawn[scale])[0] for scale in scales], marker="s", label="distinct-2")
+        axes.plot(scales, [varieties[scale][0] for scale in scales], marker="s", label="distinct-2")
         axes.set_ylim(0, 1.02)
         axes.legend()
         figure.savefig(folder / "guidance.png")

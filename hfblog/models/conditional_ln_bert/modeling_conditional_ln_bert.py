@@ -34,7 +34,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_conditional_ln_bert import SOURCE_MODEL_TYPES, ConditionalLNBertConfig
+from .configuration_conditional_ln_bert import SOURCE_MODEL_TYPES, ConditionalLNBertConfig, check_choice
 from .tokenization_conditional_ln_bert import prune_tokenizer, used_tokens
 
 logger = logging.get_logger(__name__)
@@ -455,14 +455,11 @@ class ConditionalLNBertPreTrainedModel(PreTrainedModel):
         )
         if source.get("model_type") == cls.config_class.model_type:
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        check_choice("the checkpoint's model_type", source.get("model_type"), SOURCE_MODEL_TYPES)
         if not isinstance(config, cls.config_class):
             known = {name for name in cls.config_class.__dataclass_fields__ if name not in names} | {"num_labels", "id2label"}
             settings = {name: kwargs.pop(name) for name in list(kwargs) if name in known and name != "dtype"}
             config = cls.config_class.from_source(source, **settings)
-        if source.get("model_type") not in SOURCE_MODEL_TYPES:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is a {source.get('model_type')!r}, none of {SOURCE_MODEL_TYPES}"
-            )
         if source["model_type"] != "bert":
             kwargs["key_mapping"] = ROBERTA_NAMES | (kwargs.get("key_mapping") or {})
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
@@ -895,8 +892,8 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
 
         Without a prompt the text starts from [CLS]. A causal model continues its prompt, so an end token that a tokenizer put
         there is masked; prompts of different lengths may be padded on either side. In the result the prompt has the width
-        that it came with, padded on the left. Without ``max_length`` and
-        ``max_new_tokens`` the text ends at its end token or with the last position.
+        that it came with, padded on the left. Without ``max_length`` and ``max_new_tokens`` the text ends at its end token or
+        with the last position.
 
         Args:
             inputs: prompt, ``(batch, length)``; also ``input_ids``.
@@ -925,8 +922,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         if isinstance(condition_ids, (list, tuple, Tensor)) and not (
             isinstance(condition_ids, Tensor) and not condition_ids.ndim
         ):
-            resolved = self.resolve_condition_ids(condition_ids, 1)
-            sizes.append(len(resolved))
+            sizes.append(len(self.resolve_condition_ids(condition_ids, 1)))
         batch_size = len(input_ids) if input_ids is not None else max(sizes, default=1)
         prompt = self._prepare_prompt(input_ids, kwargs, batch_size)
         kwargs.update(prompt)
