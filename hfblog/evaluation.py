@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from . import hub
+from .evaluation_classification import evaluate_classification
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
-from .models.flow import FlowPreTrainedModel
+from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
 from .pictures import curve_picture
 from .recipes import EvaluationRun, command_line, load_data_of, load_processor, load_recipe, prepare_split
 
@@ -127,7 +128,11 @@ def find_evaluator(model: torch.nn.Module) -> Callable[..., dict[str, Any]]:
     raise ValueError(f"no evaluation is known for {type(model).__name__}")
 
 
-EVALUATORS = {FlowPreTrainedModel: evaluate_density, ConditionalLNBertForGeneration: evaluate_generation}
+EVALUATORS = {
+    InvertibleResNetForImageClassification: evaluate_classification,
+    FlowPreTrainedModel: evaluate_density,
+    ConditionalLNBertForGeneration: evaluate_generation,
+}
 
 
 # --- where it ran ---

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import transformers
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
@@ -37,10 +37,12 @@ from . import hub
 from .data import (
     add_captions,
     condition_columns,
+    find_column,
     load_data,
     nearest,
     prepare_captions,
     prepare_images,
+    prepare_points,
     prepare_texts,
     text_column_of,
 )
@@ -49,7 +51,7 @@ from .models.conditional_ln_bert import build_captioning_processor, train_tokeni
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
 MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "freeze_backbone", "attn_implementation")
 # Keys of the data section that choose columns.
-COLUMN_KEYS = ("image_column", "label_column", "text_column", "caption")
+COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
 
 
@@ -66,6 +68,9 @@ class TrainingArguments(transformers.TrainingArguments):
     log_samples: int = field(
         default=64, metadata={"help": "Samples in the picture drawn at every evaluation by a generative model; 0 for none."}
     )
+    random_shift: int = field(
+        default=0, metadata={"help": "Training images are moved by up to so many pixels along each axis; for classifiers."}
+    )
     learning_rate_factors: dict[str, float] = field(
         default_factory=dict,
         metadata={"help": "Learning rates of parameters whose name matches a pattern, in learning_rates."},
@@ -75,6 +80,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
+        if self.random_shift < 0:
+            raise ValueError(f"random_shift={self.random_shift} must not be negative")
         for pattern, factor in self.learning_rate_factors.items():
             if not factor > 0:
                 raise ValueError(f"learning_rate_factors[{pattern!r}]={factor} must be positive")
@@ -141,17 +148,36 @@ class EvaluationArguments:
 
 @dataclass
 class DensityEvaluationArguments(EvaluationArguments):
-    """Evaluation of a density over images. A square ``num_samples`` looks best.
+    """Evaluation of a density over images or vectors. A square ``num_samples`` looks best.
 
     Args:
         num_draws: dequantisation draws per example.
         exactness_examples: examples whose log-determinant is compared with an autograd Jacobian.
+        exact_examples: where log-determinants are estimated, examples on which the estimate is compared with the exact one.
     """
 
     num_draws: int = 16
     exactness_examples: int = 4
+    exact_examples: int = 64
 
-    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"num_draws": 1, "exactness_examples": 0}
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {
+        "num_draws": 1,
+        "exactness_examples": 0,
+        "exact_examples": 0,
+    }
+
+
+@dataclass
+class ClassificationEvaluationArguments(EvaluationArguments):
+    """Evaluation of an image classifier.
+
+    Args:
+        inverse_examples: test images that are turned into features and back.
+    """
+
+    inverse_examples: int = 100
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"inverse_examples": 1}
 
 
 @dataclass
@@ -244,7 +270,18 @@ class Recipe:
     @property
     def evaluation_arguments(self) -> type[EvaluationArguments]:
         """The class of the evaluation section."""
+        if self.classifies_images:
+            return ClassificationEvaluationArguments
         return DensityEvaluationArguments if image_processor_class(self.config_class) else GenerationEvaluationArguments
+
+    @property
+    def classifies_images(self) -> bool:
+        return self.auto_class is transformers.AutoModelForImageClassification
+
+    @property
+    def models_points(self) -> bool:
+        """Whether the examples are plain vectors, which need no processor."""
+        return image_processor_class(self.config_class) is not None and len(self.model.get("event_shape", (1, 1, 1))) != 3
 
     def to_yaml(self) -> str:
         sections = {section: getattr(self, section) for section in SECTIONS if getattr(self, section)}
@@ -350,9 +387,15 @@ def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
 
     What follows from the data (vocabulary, names of the classes) is taken from the training split.
     """
+    if recipe.models_points:
+        return recipe.new_model(recipe.build_config()), None
     processor_class = image_processor_class(recipe.config_class)
     if processor_class is not None:
-        config = recipe.build_config()
+        derived: dict[str, Any] = {}
+        if recipe.classifies_images:
+            names = data["train"].features[find_column(data["train"], ClassLabel, recipe.data.get("label_column"))].names
+            derived = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        config = recipe.build_config(**derived)
         return recipe.new_model(config), processor_class.from_model_config(config, **recipe.processor)
     return _build_text_model(recipe, data["train"])
 
@@ -400,7 +443,9 @@ def _build_text_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, 
 
 
 def load_processor(recipe: Recipe, folder: str | Path) -> Any:
-    """The processor or tokenizer that a trained folder holds."""
+    """The processor or tokenizer that a trained folder holds; None where the examples are plain vectors."""
+    if recipe.models_points:
+        return None
     if image_processor_class(recipe.config_class) is not None:
         return AutoImageProcessor.from_pretrained(folder)
     loader = AutoTokenizer if recipe.model.get("vision_config") is None else AutoProcessor
@@ -409,6 +454,8 @@ def load_processor(recipe: Recipe, folder: str | Path) -> Any:
 
 def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any) -> Any:
     """One split as the model's forward takes it."""
+    if recipe.models_points:
+        return prepare_points(data[split], recipe.data.get("point_column"))
     columns = {key: recipe.data.get(key) for key in ("image_column", "label_column", "text_column")}
     if image_processor_class(recipe.config_class) is not None:
         return prepare_images(data[split], processor, columns["image_column"], columns["label_column"])

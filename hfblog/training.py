@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
 
 from . import hub
+from .data import ShiftedImages
 from .pictures import image_grid
 from .recipes import (
     Recipe,
@@ -139,6 +140,9 @@ class Trainer(transformers.Trainer):
         return output
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        variance = getattr(self.model, "log_det_variance", None)
+        if variance is not None and "loss" in logs:
+            logs["log_det_std"] = variance.item() ** 0.5  # of the training estimator, nats an example
         super().log(logs, *args, **kwargs)
         for name in ("loss", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
@@ -274,6 +278,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         model, processor = build(recipe, data)
         prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
 
+    if arguments.random_shift:
+        prepared["train"] = ShiftedImages(prepared["train"], arguments.random_shift, arguments.seed)
     if not resume:
         initialize(model, prepared["train"], arguments)
 
@@ -286,6 +292,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         eval_dataset=prepared["validation"],
         processing_class=processor,
         data_collator=data_collator(processor),
+        compute_metrics=accuracy if recipe.classifies_images else None,
     )
     if arguments.log_samples and hasattr(model, "sample") and processor is not None:
         trainer.add_callback(SampleGridCallback(trainer, processor, arguments.log_samples))
@@ -303,6 +310,11 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         (output_dir / hub.METRICS_FILE).unlink(missing_ok=True)  # of an earlier end of this run
         hub.write_card(output_dir)
     return output_dir
+
+
+def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
+    """Share of examples whose largest logit is that of their class."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 def keep_freed_memory() -> None:

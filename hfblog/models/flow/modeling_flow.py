@@ -10,6 +10,7 @@ With K grey levels, ``x = (k + u) / K`` and ``u ~ U(0, 1)``, the discrete likeli
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -42,25 +43,46 @@ class FlowOutput(ModelOutput):
     log_det: Tensor | None = None
 
 
-def _random(draw: str, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+def random_tensor(draw: str, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Random numbers from a generator of any device, placed where ``like`` is."""
     device = like.device if generator is None else generator.device
     noise = torch.empty(shape, dtype=like.dtype, device=device)
     return getattr(noise, draw)(generator=generator).to(like.device)
 
 
+def _hash_words(seed: int, rows: int, size: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**63), 2**63 - 1, (rows, size), generator=generator).to(device)
+
+
+def key_of_each_example(values: Tensor) -> Tensor:
+    """One int64 for each example, ``(batch, 1)``, that its own values determine.
+
+    Multiply-shift hashing (Dietzfelbinger et al. 1997), where int64 products wrap around.
+    """
+    flat = (values.flatten(1) * 2**24).round().long()
+    return (flat * _hash_words(0, 3, flat.shape[1], flat.device)[0]).sum(1, keepdim=True)
+
+
+def uniform_of_keys(keys: Tensor, size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """``(batch, size)`` uniform numbers in [0, 1), a fixed function of the keys; another one for every ``seed``."""
+    _, factor, offset = _hash_words(seed, 3, size, keys.device)
+    bits = (keys * (factor | 1) + offset) >> 40 & 0xFFFFFF
+    return (bits / 2**24).to(dtype)
+
+
 def _noise_of_each_example(values: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) that an example's own values determine: the same in every call, batch and process.
 
-    One draw shared by all examples would leave its chance in their mean; here it averages out. Multiply-shift hashing
-    (Dietzfelbinger et al. 1997), where int64 products wrap around.
+    One draw shared by all examples would leave its chance in their mean; here it averages out.
     """
-    flat = (values.flatten(1) * 2**24).round().long()
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(-(2**63), 2**63 - 1, (3, flat.shape[1]), generator=generator).to(values.device)
-    key = (flat * words[0]).sum(1, keepdim=True)
-    bits = (key * (words[1] | 1) + words[2]) >> 40 & 0xFFFFFF
-    return (bits / 2**24).to(values.dtype).view_as(values)
+    flat = values.flatten(1)
+    return uniform_of_keys(key_of_each_example(values), flat.shape[1], values.dtype).view_as(values)
+
+
+def exact_unless_training(training: bool, device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast lowers precision in training alone: encoding and decoding must round alike to undo each other."""
+    return contextlib.nullcontext() if training else torch.autocast(device.type, enabled=False)
 
 
 class NormalPrior(nn.Module):
@@ -77,7 +99,7 @@ class NormalPrior(nn.Module):
         return -0.5 * (latents.square() + math.log(2 * math.pi)).sum(-1)
 
     def sample(self, num_samples: int, like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-        return temperature * _random("normal_", (num_samples, self.event_size), like, generator)
+        return temperature * random_tensor("normal_", (num_samples, self.event_size), like, generator)
 
 
 class LogisticPrior(NormalPrior):
@@ -92,7 +114,7 @@ class LogisticPrior(NormalPrior):
     def sample(self, num_samples: int, like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
         # The difference of two Gumbel variables is logistic: no uniform number close to 0 or 1 is cut off.
         numerator, denominator = (
-            _random("exponential_", (num_samples, self.event_size), like, generator).log() for _ in range(2)
+            random_tensor("exponential_", (num_samples, self.event_size), like, generator).log() for _ in range(2)
         )
         return temperature * (numerator - denominator)
 
@@ -179,6 +201,16 @@ class FlowPreTrainedModel(PreTrainedModel):
         """``(batch, *event_shape) -> (latents (batch, D), log_det (batch,))``."""
         raise NotImplementedError(f"{type(self).__name__} does not define encode")
 
+    def transform(self, x: Tensor) -> Tensor:
+        """The map alone, ``(batch, *event_shape) -> latents (batch, D)``."""
+        return self.encode(x)[0]
+
+    def log_det(self, x: Tensor, method: str = "exact") -> Tensor:
+        """log |det df/dx| in nats, ``(batch, *event_shape) -> (batch,)``, without an approximation."""
+        if method != "exact":
+            raise ValueError(f"method={method!r} is not known: {type(self).__name__} has an exact log-determinant")
+        return self.encode(x)[1]
+
     def decode(self, latents: Tensor) -> Tensor:
         """``(batch, D) -> (batch, *event_shape)``, the inverse of `encode`."""
         raise NotImplementedError(f"{type(self).__name__} does not define decode")
@@ -249,7 +281,7 @@ class FlowPreTrainedModel(PreTrainedModel):
             if generator is None and not self.training:
                 noise = _noise_of_each_example(pixel_values)
             else:
-                noise = _random("uniform_", tuple(pixel_values.shape), pixel_values, generator)
+                noise = random_tensor("uniform_", tuple(pixel_values.shape), pixel_values, generator)
         if config.dequantization == "blog":
             return pixel_values - config.noise_width * noise
         return (pixel_values * (config.num_levels - 1) + noise) / config.num_levels
@@ -373,7 +405,7 @@ class FlowPreTrainedModel(PreTrainedModel):
             raise ValueError(f"steps={steps} must be at least 2: both ends are part of the path")
         if x1.shape != x2.shape:
             raise ValueError(f"x1 and x2 must have one shape, got {tuple(x1.shape)} and {tuple(x2.shape)}")
-        start, end = self.encode(x1)[0], self.encode(x2)[0]
+        start, end = self.transform(x1), self.transform(x2)
         weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
         path = torch.lerp(start[:, None], end[:, None], weights)
         return self.decode(path.flatten(0, 1)).unflatten(0, (len(x1), steps))
@@ -405,7 +437,7 @@ class FlowPreTrainedModel(PreTrainedModel):
                 log_prob = self.prior.log_prob(latents) + log_det
                 (gradient,) = torch.autograd.grad(log_prob.sum(), filled)
             width = self.typical_width(log_det.detach())
-            noise = _random("normal_", tuple(x.shape), x, generator)
+            noise = random_tensor("normal_", tuple(x.shape), x, generator)
             moved = (filled.detach() + 10 / (100 + step) * width * (width * gradient + noise)).clamp(0, 1)
             filled = torch.where(mask, x, moved)
         return filled

@@ -12,7 +12,6 @@ dimensions; a last diagonal scaling z = exp(s) * h is the only change of volume:
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_nice_flow import NiceFlowConfig
-from .modeling_flow import FlowPreTrainedModel
+from .modeling_flow import FlowPreTrainedModel, exact_unless_training
 
 if TYPE_CHECKING:
     # Needed by a saved folder, so they are named here: save_pretrained copies the files a model file imports.
@@ -54,8 +53,7 @@ class NiceCoupling(nn.Module):
         Autocast lowers the precision of m in training alone: rounded to bfloat16, a passive part that differs in its last
         float32 bit can give another shift, and decoding would no longer undo encoding.
         """
-        exact = contextlib.nullcontext() if self.training else torch.autocast(passive.device.type, enabled=False)
-        with exact:
+        with exact_unless_training(self.training, passive.device):
             shift = self.output_act(self.output(self.hidden(passive.to(self.output.weight.dtype))))
         return self.sign * shift.to(shifted.dtype)
 

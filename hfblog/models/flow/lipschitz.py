@@ -1,0 +1,311 @@
+"""Layers with a bounded Lipschitz constant, and certificates for the bound.
+
+A layer's weight is divided by ``max(1, sigma / c)`` (soft scaling), where sigma is its operator norm. Power iteration
+estimates sigma from below in training; a certificate bounds it from above: exactly for a matrix, by a Cholesky test on the
+Gram matrix for a convolution on small maps, by the Fourier transform of the kernel otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+# Largest side of a Gram matrix that is factorised for a certificate; beyond that the Fourier bound is used.
+LARGEST_GRAM = 1024
+
+
+# --- activations: value and slope ---
+
+
+def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
+    gate = torch.sigmoid(x)
+    # max |silu'| is 1.0998
+    return x * gate / 1.1, gate * (1 + x * (1 - gate)) / 1.1
+
+
+def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
+    falling = torch.exp(x.clamp_max(0))
+    return torch.where(x > 0, x, falling - 1), torch.where(x > 0, torch.ones_like(x), falling)
+
+
+def _relu(x: Tensor) -> tuple[Tensor, Tensor]:
+    return F.relu(x), (x > 0).to(x.dtype)
+
+
+def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.tanh(x)
+    return value, 1 - value.square()
+
+
+def _sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.sigmoid(x)
+    return value, value * (1 - value)
+
+
+def _softplus(x: Tensor) -> tuple[Tensor, Tensor]:
+    return F.softplus(x), torch.sigmoid(x)
+
+
+def _sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.sin(x), torch.cos(x)
+
+
+# name -> function that gives an activation's value and its slope, of size at most 1 everywhere
+LIPSCHITZ_ACTIVATIONS = {
+    "lipswish": _lipswish,
+    "elu": _elu,
+    "relu": _relu,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "sin": _sin,
+}
+
+
+# --- certificates ---
+
+
+def matrix_norm(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest singular value of a matrix ``(out, in)`` and its right singular vector ``(in,)``, in float64."""
+    weight = weight.double()
+    tall = weight.shape[0] >= weight.shape[1]
+    values, vectors = torch.linalg.eigh(weight.T @ weight if tall else weight @ weight.T)
+    top = vectors[:, -1]
+    right = top if tall else weight.T @ top
+    return values[-1].clamp_min(0).sqrt(), right / right.norm().clamp_min(1e-300)
+
+
+def conv_norm_by_fourier(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upper bound on the operator norm of a zero-padded stride-1 convolution, in float64.
+
+    The operator is a compression of the circular convolution on a torus that holds the padded map, and that one's norm is
+    the largest singular value over all frequencies (Sedghi et al. 2019, arXiv:1805.10408).
+
+    Args:
+        weight: ``(out, in, k, k)``.
+        size: height and width of the map.
+    """
+    weight = weight.double()
+    torus = [side + (kernel - 1) // 2 for side, kernel in zip(size, weight.shape[2:], strict=True)]
+    # a kernel larger than the torus would be cut by fft2: let the torus hold it
+    torus = [max(side, kernel) for side, kernel in zip(torus, weight.shape[2:], strict=True)]
+    spectrum = torch.fft.rfft2(weight, s=torus).permute(2, 3, 0, 1)
+    if spectrum.shape[-2] < spectrum.shape[-1]:
+        spectrum = spectrum.mT
+    gram = spectrum.mH @ spectrum
+    return torch.linalg.eigvalsh(gram)[..., -1].amax().clamp_min(0).sqrt()
+
+
+def conv_norm_by_gram(weight: Tensor, size: tuple[int, int], lower: float) -> Tensor:
+    """Tight upper bound on the norm of a zero-padded stride-1 convolution from its dense Gram matrix G, in float64.
+
+    A Cholesky factor of ``t I - G`` exists only if t exceeds the largest eigenvalue, so each success is a proof; t grows
+    from the estimate ``lower`` until there is one.
+    """
+    weight = weight.double()
+    gram = conv_gram(weight, size)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    excess = 1e-7
+    bound = max(lower, 1e-12)
+    while True:
+        trial = bound * (1 + excess)
+        if not torch.linalg.cholesky_ex(trial**2 * identity - gram)[1].item():
+            return weight.new_tensor(trial)
+        excess *= 2
+
+
+def conv_gram(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """``A^T A``, or ``A A^T`` if that is smaller, of the convolution's dense matrix A, ``(C H W, C H W)``."""
+    out_channels, in_channels, *kernel = weight.shape
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    channels = min(in_channels, out_channels)
+    count = channels * size[0] * size[1]
+    basis = torch.eye(count, dtype=weight.dtype, device=weight.device).view(count, channels, *size)
+    if in_channels <= out_channels:
+        image = F.conv_transpose2d(F.conv2d(basis, weight, padding=padding), weight, padding=padding)
+    else:
+        image = F.conv2d(F.conv_transpose2d(basis, weight, padding=padding), weight, padding=padding)
+    return image.flatten(1)
+
+
+# --- layers ---
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images in the memory layout that convolutions are fastest with; unlike ``contiguous(memory_format=...)`` under vmap too."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+class LipschitzLayer(nn.Module):
+    """A linear map with bias whose weight is scaled down where its operator norm exceeds ``coeff``.
+
+    Buffers (kept by save and load): ``right``, the vector of the power iteration, and ``slack``, the certified norm over
+    the one that power iteration finds; training multiplies its estimate by it, so that it aims at the certified norm.
+    """
+
+    def __init__(self, weight_shape: tuple[int, ...], in_shape: tuple[int, ...], coeff: float | None):
+        super().__init__()
+        self.in_shape = in_shape
+        self.coeff = coeff
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        self.bias = nn.Parameter(torch.empty(weight_shape[0]))
+        if coeff is not None:
+            self.register_buffer("right", torch.empty(in_shape))
+            self.register_buffer("slack", torch.empty(()))
+
+    def reset(self) -> None:
+        """Initial values, through transformers' initialisation, which leaves loaded ones alone."""
+        init.orthogonal_(self.weight)
+        init.zeros_(self.bias)
+        if self.coeff is not None and self.weight.device.type != "meta":
+            init.ones_(self.right)
+            right, slack = self._certified(self.weight.detach())
+            init.copy_(self.right, right)
+            init.copy_(self.slack, slack)
+
+    def operator(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The linear map alone, ``(batch, *in_shape) -> (batch, *out_shape)``."""
+        raise NotImplementedError
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        """Its transpose."""
+        raise NotImplementedError
+
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
+        """Certified upper bound on the operator norm, float64; ``lower`` is a converged estimate."""
+        raise NotImplementedError
+
+    def _power_iteration(self, right: Tensor, weight: Tensor, iterations: int) -> Tensor:
+        for _ in range(iterations):
+            right = self.adjoint(self.operator(right[None], weight), weight)[0]
+            right = right / right.norm().clamp_min(1e-12)
+        return right
+
+    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 1e-7, most: int = 2000) -> tuple[Tensor, float]:
+        """Power iteration in float64 until the norm changes by less than ``tolerance`` (relative) in ten iterations."""
+        right, weight = right.double(), weight.double()
+        # a start that is orthogonal to the largest singular vector would never find it
+        right = right + 1e-3 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0), dtype=right.dtype).to(
+            right.device
+        )
+        last = 0.0
+        for _ in range(most // 10):
+            right = self._power_iteration(right, weight, 10)
+            norm = self.operator(right[None], weight).norm().item()
+            if norm - last <= tolerance * norm:
+                break
+            last = norm
+        return right, norm
+
+    @torch.no_grad()
+    def _certified(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        right, norm = self._converged(self.right, weight)
+        return right.to(self.right.dtype), (self._norm_bound(weight, norm) / max(norm, 1e-12)).clamp_min(1.0)
+
+    @torch.no_grad()
+    def norm_bound(self, weight: Tensor) -> Tensor:
+        """Certified upper bound on the operator norm of any weight of this layer's shape, float64."""
+        return self._norm_bound(weight, self._converged(self.right, weight)[1])
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Converge the power iteration and set the slack, so that the scaled weight's norm is certified."""
+        if self.coeff is not None:
+            right, slack = self._certified(self.weight)
+            self.right.copy_(right)
+            self.slack.copy_(slack)
+
+    def scaled_weight(self, iterations: int, detach_sigma: bool) -> tuple[Tensor, Tensor]:
+        """The weight that the layer computes with, and a bound on its norm (scalar, without gradient).
+
+        Args:
+            iterations: power iterations that move ``right`` first; 0 in evaluation.
+            detach_sigma: no gradient through the norm.
+        """
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        if self.coeff is None:
+            return self._laid_out(weight), weight.new_tensor(math.inf)
+        right = self.right.to(weight.dtype)
+        with torch.no_grad():
+            if iterations:
+                right = self._power_iteration(right, weight, iterations)
+                self.right.copy_(right)
+            image = self.operator(right[None], weight)
+            left = image / image.norm().clamp_min(1e-12)
+        # with the vectors held fixed this is the norm's gradient, too
+        sigma = (left * self.operator(right[None], weight.detach() if detach_sigma else weight)).sum() * self.slack
+        scale = self.coeff / sigma.clamp_min(self.coeff)
+        return self._laid_out(weight * scale), (sigma * scale).detach()
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        """The weight in the memory layout that its products are fastest with."""
+        return weight
+
+
+class LipschitzLinear(LipschitzLayer):
+    """``(..., in_features) -> (..., out_features)``."""
+
+    def __init__(self, in_features: int, out_features: int, coeff: float | None):
+        super().__init__((out_features, in_features), (in_features,), coeff)
+
+    def operator(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.T
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        return y @ weight
+
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias.to(weight.dtype))
+
+    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 0.0, most: int = 0) -> tuple[Tensor, float]:
+        norm, right = matrix_norm(weight)
+        return right, norm.item()
+
+    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
+        return weight.new_tensor(lower, dtype=torch.float64)
+
+
+class LipschitzConv2d(LipschitzLayer):
+    """Zero-padded convolution that keeps the map's size, ``(batch, in, H, W) -> (batch, out, H, W)``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, size: tuple[int, int], coeff: float | None):
+        # A 1x1 convolution is one matrix at every place: its norm is that of a map of one place.
+        super().__init__(
+            (out_channels, in_channels, kernel_size, kernel_size),
+            (in_channels, *((1, 1) if kernel_size == 1 else size)),
+            coeff,
+        )
+        self.padding = kernel_size // 2
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        return channels_last(weight)
+
+    def operator(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, padding=self.padding)
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, weight, padding=self.padding)
+
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.bias.to(weight.dtype), padding=self.padding)
+
+    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 1e-7, most: int = 2000) -> tuple[Tensor, float]:
+        if weight.shape[-1] == 1:
+            norm, right = matrix_norm(weight.flatten(1))
+            return right.view(self.in_shape), norm.item()
+        return super()._converged(right, weight, tolerance, most)
+
+    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
+        if weight.shape[-1] == 1:
+            return weight.new_tensor(lower, dtype=torch.float64)
+        size = self.in_shape[1:]
+        if min(weight.shape[:2]) * math.prod(size) <= LARGEST_GRAM:
+            return conv_norm_by_gram(weight, size, lower)
+        return conv_norm_by_fourier(weight, size)
