@@ -1,8 +1,8 @@
 """Layers with a bounded Lipschitz constant, and certificates for the bound.
 
 A layer's weight is divided by ``max(1, sigma / c)`` (soft scaling), where sigma is its operator norm. Power iteration
-estimates sigma from below in training; a certificate bounds it from above: exactly for a matrix, by a Cholesky test on the
-Gram matrix for a convolution on small maps, by the Fourier transform of the kernel otherwise.
+estimates sigma from below in training; a certificate bounds it from above: by an eigenvalue of the Gram matrix, in float64,
+for a matrix and for a convolution on small maps, by the Fourier transform of the kernel for a convolution on large ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-# Largest side of a Gram matrix that is factorised for a certificate; beyond that the Fourier bound is used.
+# Largest side of a convolution's Gram matrix whose eigenvalues are computed; beyond that the Fourier bound is used.
 LARGEST_GRAM = 1024
 
 
@@ -100,24 +100,6 @@ def conv_norm_by_fourier(weight: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.linalg.eigvalsh(gram)[..., -1].amax().clamp_min(0).sqrt()
 
 
-def conv_norm_by_gram(weight: Tensor, size: tuple[int, int], lower: float) -> Tensor:
-    """Tight upper bound on the norm of a zero-padded stride-1 convolution from its dense Gram matrix G, in float64.
-
-    A Cholesky factor of ``t I - G`` exists only if t exceeds the largest eigenvalue, so each success is a proof; t grows
-    from the estimate ``lower`` until there is one.
-    """
-    weight = weight.double()
-    gram = conv_gram(weight, size)
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    excess = 1e-7
-    bound = max(lower, 1e-12)
-    while True:
-        trial = bound * (1 + excess)
-        if not torch.linalg.cholesky_ex(trial**2 * identity - gram)[1].item():
-            return weight.new_tensor(trial)
-        excess *= 2
-
-
 def conv_gram(weight: Tensor, size: tuple[int, int]) -> Tensor:
     """``A^T A``, or ``A A^T`` if that is smaller, of the convolution's dense matrix A, ``(C H W, C H W)``."""
     out_channels, in_channels, *kernel = weight.shape
@@ -136,7 +118,7 @@ def conv_gram(weight: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images in the memory layout that convolutions are fastest with; unlike ``contiguous(memory_format=...)`` under vmap too."""
+    """Images in the memory layout that convolutions are fastest with, under vmap too (``contiguous`` refuses there)."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -162,10 +144,9 @@ class LipschitzLayer(nn.Module):
         init.orthogonal_(self.weight)
         init.zeros_(self.bias)
         if self.coeff is not None and self.weight.device.type != "meta":
-            init.ones_(self.right)
-            right, slack = self._certified(self.weight.detach())
+            norm, right, bound = self.largest_singular(self.weight.detach().double())
             init.copy_(self.right, right)
-            init.copy_(self.slack, slack)
+            init.copy_(self.slack, bound / norm.clamp_min(1e-12))
 
     def operator(self, x: Tensor, weight: Tensor) -> Tensor:
         """The linear map alone, ``(batch, *in_shape) -> (batch, *out_shape)``."""
@@ -178,8 +159,8 @@ class LipschitzLayer(nn.Module):
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
-        """Certified upper bound on the operator norm, float64; ``lower`` is a converged estimate."""
+    def largest_singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In float64: the operator's norm or a lower estimate, its right singular vector, and a certified upper bound."""
         raise NotImplementedError
 
     def _power_iteration(self, right: Tensor, weight: Tensor, iterations: int) -> Tensor:
@@ -188,39 +169,18 @@ class LipschitzLayer(nn.Module):
             right = right / right.norm().clamp_min(1e-12)
         return right
 
-    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 1e-7, most: int = 2000) -> tuple[Tensor, float]:
-        """Power iteration in float64 until the norm changes by less than ``tolerance`` (relative) in ten iterations."""
-        right, weight = right.double(), weight.double()
-        # a start that is orthogonal to the largest singular vector would never find it
-        right = right + 1e-3 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0), dtype=right.dtype).to(
-            right.device
-        )
-        last = 0.0
-        for _ in range(most // 10):
-            right = self._power_iteration(right, weight, 10)
-            norm = self.operator(right[None], weight).norm().item()
-            if norm - last <= tolerance * norm:
-                break
-            last = norm
-        return right, norm
-
-    @torch.no_grad()
-    def _certified(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        right, norm = self._converged(self.right, weight)
-        return right.to(self.right.dtype), (self._norm_bound(weight, norm) / max(norm, 1e-12)).clamp_min(1.0)
-
     @torch.no_grad()
     def norm_bound(self, weight: Tensor) -> Tensor:
         """Certified upper bound on the operator norm of any weight of this layer's shape, float64."""
-        return self._norm_bound(weight, self._converged(self.right, weight)[1])
+        return self.largest_singular(weight.double())[2]
 
     @torch.no_grad()
     def finalize(self) -> None:
         """Converge the power iteration and set the slack, so that the scaled weight's norm is certified."""
         if self.coeff is not None:
-            right, slack = self._certified(self.weight)
+            norm, right, bound = self.largest_singular(self.weight.double())
             self.right.copy_(right)
-            self.slack.copy_(slack)
+            self.slack.copy_(bound / norm.clamp_min(1e-12))
 
     def scaled_weight(self, iterations: int, detach_sigma: bool) -> tuple[Tensor, Tensor]:
         """The weight that the layer computes with, and a bound on its norm (scalar, without gradient).
@@ -264,12 +224,9 @@ class LipschitzLinear(LipschitzLayer):
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias.to(weight.dtype))
 
-    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 0.0, most: int = 0) -> tuple[Tensor, float]:
+    def largest_singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norm, right = matrix_norm(weight)
-        return right, norm.item()
-
-    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
-        return weight.new_tensor(lower, dtype=torch.float64)
+        return norm, right, norm
 
 
 class LipschitzConv2d(LipschitzLayer):
@@ -296,16 +253,21 @@ class LipschitzConv2d(LipschitzLayer):
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, self.bias.to(weight.dtype), padding=self.padding)
 
-    def _converged(self, right: Tensor, weight: Tensor, tolerance: float = 1e-7, most: int = 2000) -> tuple[Tensor, float]:
+    def largest_singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if weight.shape[-1] == 1:
             norm, right = matrix_norm(weight.flatten(1))
-            return right.view(self.in_shape), norm.item()
-        return super()._converged(right, weight, tolerance, most)
-
-    def _norm_bound(self, weight: Tensor, lower: float) -> Tensor:
-        if weight.shape[-1] == 1:
-            return weight.new_tensor(lower, dtype=torch.float64)
+            return norm, right.view(self.in_shape), norm
         size = self.in_shape[1:]
-        if min(weight.shape[:2]) * math.prod(size) <= LARGEST_GRAM:
-            return conv_norm_by_gram(weight, size, lower)
-        return conv_norm_by_fourier(weight, size)
+        if min(weight.shape[:2]) * math.prod(size) > LARGEST_GRAM:
+            start = torch.randn(self.in_shape, generator=torch.Generator().manual_seed(0), dtype=weight.dtype)
+            right = self._power_iteration(start.to(weight.device), weight, 100)
+            return self.operator(right[None], weight).norm(), right, conv_norm_by_fourier(weight, size)
+        values, vectors = torch.linalg.eigh(conv_gram(weight, size))
+        top = vectors[:, -1]
+        if weight.shape[1] <= weight.shape[0]:
+            right = top.view(self.in_shape)
+        else:
+            right = self.adjoint(top.view(1, weight.shape[0], *size), weight)[0]
+            right = right / right.norm().clamp_min(1e-300)
+        norm = values[-1].clamp_min(0).sqrt()
+        return norm, right, norm

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 VJP = Callable[[Tensor, slice], Tensor]
 ALL = slice(None)
@@ -36,7 +37,7 @@ def series_tails(lipschitz: float, num_terms: int) -> list[float]:
 
 
 def truncation_bound(size: int, lipschitz: float, num_terms: int) -> float:
-    """Largest error in nats of the series cut after ``num_terms``, ``-D (log(1 - c) + sum_k c^k / k)``; met by ``g = -c x``."""
+    """Largest error in nats of the series cut after ``num_terms``: ``-D (log(1 - c) + sum c^k / k)``, met by ``g = -c x``."""
     return size * lipschitz**num_terms * series_tails(lipschitz, num_terms)[-1]
 
 
@@ -97,8 +98,9 @@ def truncated_log_det(
         neumann: see `with_neumann_gradient`; else gradients go through every term.
 
     Returns:
-        the sums ``(batch,)``; a bound ``(batch,)`` on what the terms that were left out would add *for these probes* (with an
-        exact trace, on the error itself), from ||v J^k|| and c; the number of terms taken.
+        the sums ``(probes, batch)``, to be averaged, or added up for a basis; a bound ``(batch,)`` on what the terms that were
+        left out would add *for these probes* (with an exact trace, on the error itself), from ||v J^k|| and c; the number
+        of terms taken.
     """
     tails = series_tails(lipschitz, num_terms)
     differentiate = torch.is_grad_enabled()
@@ -106,32 +108,33 @@ def truncated_log_det(
     length = _dot(probes, probes).sqrt()
     with torch.set_grad_enabled(differentiate and not neumann):
         chain, series = probes, 0 * _wide(probes)
-        value = series.new_zeros(probes.shape[1])
+        values = series.new_zeros(probes.shape[:2])
         for k in range(1, num_terms + 1):
             sign = 1 if k % 2 else -1
             if neumann and differentiate:
                 series = series + sign * chain
             chain = vjp(chain, ALL)
-            value = value + sign / k * reduce(_dot(chain, probes), dim=0)
+            values = values + sign / k * _dot(chain, probes)
             if tolerance is not None or k == num_terms:
                 with torch.no_grad():
                     bound = reduce(_dot(chain, chain).sqrt() * length, dim=0) * tails[k]
                 if tolerance is not None and bound.max() <= tolerance:
                     break
     if neumann and differentiate:
-        value = with_neumann_gradient(value, series, vjp, probes, exact_trace)
-    return value, bound, k
+        values = with_neumann_gradient(values, series, vjp, probes)
+    return values, bound, k
 
 
-def with_neumann_gradient(value: Tensor, series: Tensor, vjp: VJP, probes: Tensor, exact_trace: bool = False) -> Tensor:
-    """``value`` with the gradient ``v (sum_k (-1)^k w_k J^k) dJ v^T``: one differentiable product, whatever the number of terms.
+def with_neumann_gradient(values: Tensor, series: Tensor, vjp: VJP, probes: Tensor) -> Tensor:
+    """``values`` ``(probes, batch)`` with the gradient ``v (sum_k (-1)^k w_k J^k) dJ v^T``.
+
+    That is one differentiable product, so memory does not grow with the number of terms.
 
     Args:
         series: ``v sum_k (-1)^k w_k J^k``, without gradient.
     """
-    products = _dot(vjp(series.detach(), ALL), probes)
-    surrogate = products.sum(0) if exact_trace else products.mean(0)
-    return value.detach() + (surrogate - surrogate.detach())
+    surrogate = _dot(vjp(series.detach(), ALL), probes)
+    return values.detach() + (surrogate - surrogate.detach())
 
 
 def roulette_log_det(
@@ -161,7 +164,7 @@ def roulette_log_det(
     differentiate = torch.is_grad_enabled()
     with torch.set_grad_enabled(differentiate and not neumann):
         chain, series = probes, 0 * _wide(probes)
-        value = series.new_zeros(batch)
+        values = series.new_zeros(probes.shape[:2])
         for k in range(1, num_exact_terms + len(counts)):
             beyond = max(k - num_exact_terms, 0)
             running = counts[beyond] if beyond else batch
@@ -172,6 +175,8 @@ def roulette_log_det(
             if neumann and differentiate:
                 series[:, :running] += weight * chain
             chain = vjp(chain, rows)
-            term = weight / k * _dot(chain, probes[:, :running]).mean(0)
-            value = torch.cat([value[:running] + term, value[running:]])
-    return with_neumann_gradient(value, series, vjp, probes) if neumann and differentiate else value
+            terms = weight / k * _dot(chain, probes[:, :running])
+            values = values + F.pad(terms, (0, batch - running))
+    if neumann and differentiate:
+        values = with_neumann_gradient(values, series, vjp, probes)
+    return values.mean(0)

@@ -49,8 +49,8 @@ class InverseInfo(ModelOutput):
         evaluations: ``(batch, blocks)`` int64, evaluations of g, in the order of the blocks in encoding.
         converged: ``(batch,)`` bool, whether every block met its tolerance or the rounding of its dtype.
         residual: ``(batch,)``, largest Euclidean norm of ``y - x - g(x)`` over the blocks, computed in float64.
-        certified_error: ``(batch,)`` float64, bound on the Euclidean distance of x from the exact inverse, from the residuals and
-            the certified Lipschitz constants. It grows by 1 / (1 - c) with every block and is pessimistic in deep models.
+        certified_error: ``(batch,)`` float64, bound on the Euclidean distance of x from the exact inverse, from the residuals
+            and the certified Lipschitz constants. It grows by 1 / (1 - c) with every block: pessimistic in deep models.
     """
 
     evaluations: Tensor | None = None
@@ -194,6 +194,119 @@ class ResidualBlock(nn.Module):
         return v
 
 
+@dataclass
+class LogDetPlan:
+    """How the log-determinants of one pass are computed, see [`InvertibleResNetModel.log_det`].
+
+    Args:
+        keys: ``(batch, 1)`` int64, where probes are a fixed function of each example.
+        repeat: make a second, independent estimate, to measure the variance.
+    """
+
+    config: InvertibleResNetConfig
+    training: bool
+    method: str
+    num_terms: int
+    tolerance: float | None
+    exact_trace: bool = False
+    generator: torch.Generator | None = None
+    keys: Tensor | None = None
+    repeat: bool = False
+
+    def __post_init__(self):
+        self.num_probes = self.config.num_trace_samples
+
+    def probes(self, like: Tensor, place: int) -> Tensor:
+        """``(probes, batch, *shape)`` of mean 0 and unit covariance, or all unit vectors, for block number ``place``."""
+        size = like[0].numel()
+        if self.exact_trace:
+            return (
+                torch.eye(size, dtype=like.dtype, device=like.device).view(size, 1, *like.shape[1:]).expand(size, *like.shape)
+            )
+        shape = (self.num_probes, *like.shape)
+        if self.keys is None and self.config.trace_distribution == "normal":
+            return random_tensor("normal_", shape, like, self.generator)
+        if self.keys is None:
+            uniform = random_tensor("uniform_", shape, like, self.generator)
+        else:
+            seeds = [1 + place * self.num_probes + probe for probe in range(self.num_probes)]
+            uniform = torch.stack([uniform_of_keys(self.keys, size, like.dtype, seed) for seed in seeds]).view(shape)
+        return torch.where(uniform < 0.5, -1.0, 1.0).to(like.dtype)
+
+
+class LogDetSum:
+    """Adds up the log-determinants of a network's steps, ``(batch,)`` nats, and what is known of their errors."""
+
+    def __init__(self, plan: LogDetPlan, start: Tensor):
+        self.plan = plan
+        self.total = start
+        self.difference = torch.zeros_like(start)
+        self.truncation_error = torch.zeros_like(start)
+        self.variance: Tensor | None = torch.zeros_like(start)
+        self.num_terms = 0
+        self.num_blocks = 0
+
+    def add(self, log_det: Tensor) -> None:
+        self.total = self.total + log_det
+
+    def add_block(
+        self, block: ResidualBlock, x: Tensor, weights: list[Tensor], bound: Tensor, slopes: list[Tensor | None]
+    ) -> None:
+        """log det(I + J) of g's Jacobian J at x; ``bound`` is g's Lipschitz constant, `slopes` come from g's forward."""
+        value = self._estimate(block, x, weights, bound, slopes)
+        self.total = self.total + value
+        if self.plan.repeat:
+            with torch.no_grad():
+                self.difference += value.detach() - self._estimate(block, x, weights, bound, slopes)
+        self.num_blocks += 1
+
+    def _estimate(
+        self, block: ResidualBlock, x: Tensor, weights: list[Tensor], bound: Tensor, slopes: list[Tensor | None]
+    ) -> Tensor:
+        plan, config = self.plan, self.plan.config
+        # once in the dtype of the products, where autocast would lower it in each of them
+        lowered = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
+        fixed_weights = [weight.detach().to(dtype) for weight in weights]
+        fixed_slopes = [None if slope is None else slope.detach() for slope in slopes]
+
+        def vjp(v: Tensor, rows: slice) -> Tensor:
+            if torch.is_grad_enabled():
+                return block.vjp(v, weights, slopes, rows)
+            return block.vjp(v, fixed_weights, fixed_slopes, rows)
+
+        if plan.method == "exact":
+            return exact_log_det(vjp, x)
+        probes = plan.probes(x, self.num_blocks).to(dtype)
+        if probes.ndim == 5:
+            probes = channels_last(probes.flatten(0, 1)).unflatten(0, probes.shape[:2])
+        if plan.method == "roulette":
+            self.variance = None
+            stop = config.roulette_stop_probability or (1 - block.lipschitz**2) / 2
+            return roulette_log_det(vjp, probes, config.num_exact_terms, stop, plan.generator, config.neumann_gradient)
+        # In training the configured bound serves: reading the present one would wait for the device.
+        lipschitz = block.lipschitz if plan.training else min(bound.item(), block.lipschitz)
+        values, error, terms = truncated_log_det(
+            vjp, probes, plan.num_terms, lipschitz, plan.tolerance, plan.exact_trace, config.neumann_gradient
+        )
+        self.truncation_error = self.truncation_error + error
+        self.num_terms = max(self.num_terms, terms)
+        if plan.exact_trace:
+            return values.sum(0)
+        if len(values) == 1:
+            self.variance = None
+        if self.variance is not None:
+            self.variance = self.variance + values.detach().var(0) / len(values)
+        return values.mean(0)
+
+    def info(self) -> LogDetInfo:
+        return LogDetInfo(
+            truncation_error=self.truncation_error.detach(),
+            standard_error=None if self.variance is None else self.variance.sqrt(),
+            num_terms=self.num_terms,
+        )
+
+
 class InvertibleResNetModel(FlowPreTrainedModel):
     r"""Invertible ResNet with a density over images or vectors.
 
@@ -311,9 +424,9 @@ class InvertibleResNetModel(FlowPreTrainedModel):
     def lipschitz_certificate(self) -> Tensor:
         """Certified upper bounds on the Lipschitz constants of g, ``(blocks,)`` float64.
 
-        Products of the norms of the weights in use, each bounded anew: the largest singular value of a matrix or 1x1
-        convolution, a Cholesky proof on the Gram matrix of a convolution on a small map, the largest singular value of
-        the kernel's Fourier transform on a large one; activations have slope at most 1.
+        Products of the norms of the weights in use, each bounded anew: the largest singular value of a matrix, of a 1x1
+        convolution or of a convolution's dense matrix on a small map, the largest singular value of the kernel's Fourier
+        transform on a large one; activations have slope at most 1.
         """
         if self.config.lipschitz_coeff is None:
             raise ValueError("lipschitz_coeff is None: this model's blocks have no bound to certify")
@@ -373,29 +486,23 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             x = (torch.sigmoid(x) - config.logit_alpha) / (1 - 2 * config.logit_alpha)
         return x.reshape(-1, *config.event_shape)
 
-    def _run(self, hidden: Tensor, visit: Any = None) -> Tensor:
-        """All steps, ``(batch, ...) -> (batch, D)``.
-
-        Args:
-            visit: called with each step, its input and, for a block, its weights, bound, value and slopes; or with the
-                log-determinant of an affine step.
-        """
-        prepared = iter(self._scaled_weights())
+    def _run(self, hidden: Tensor, log_dets: LogDetSum | None = None) -> Tensor:
+        """All steps, ``(batch, ...) -> (batch, D)``; ``log_dets`` is told of every step that changes volume."""
         parts = []
-        for step in self.steps:
+        for step, prepared in self._steps_with_weights():
             if isinstance(step, Split):
                 left, hidden = hidden.chunk(2, dim=1)
                 parts.append(left.flatten(1))
             elif isinstance(step, ResidualBlock):
-                weights, bound = next(prepared)
+                weights, bound = prepared
                 value, slopes = step(hidden, weights)
-                if visit is not None:
-                    visit(step, hidden, weights, bound, slopes)
+                if log_dets is not None:
+                    log_dets.add_block(step, hidden, weights, bound, slopes)
                 hidden = hidden + value.to(hidden.dtype)
             elif isinstance(step, ActNorm):
                 hidden, log_det = step(hidden)
-                if visit is not None:
-                    visit(step, log_det)
+                if log_dets is not None:
+                    log_dets.add(log_det)
             else:
                 hidden = step(hidden)
         return torch.cat([*parts, hidden.flatten(1)], dim=1)
@@ -453,19 +560,13 @@ class InvertibleResNetModel(FlowPreTrainedModel):
         Raises:
             ValueError: unknown method, no density, or an exact Jacobian that does not fit into memory (with its bytes).
         """
-        plan = self._plan(method, num_terms, tolerance, num_probes, exact_trace, generator)
+        plan = self._plan(method, num_terms, tolerance)
+        plan.num_probes = num_probes or plan.num_probes
+        plan.exact_trace, plan.generator = exact_trace, generator
         _, log_det, info = self._encode(x, plan)
         return (log_det, info) if return_info else log_det
 
-    def _plan(
-        self,
-        method: str | None = None,
-        num_terms: int | None = None,
-        tolerance: float | None = None,
-        num_probes: int | None = None,
-        exact_trace: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Any]:
+    def _plan(self, method: str | None = None, num_terms: int | None = None, tolerance: float | None = None) -> LogDetPlan:
         """How log-determinants are computed, with every default filled in."""
         config = self.config
         if method is None:
@@ -482,150 +583,45 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             raise ValueError(f"num_terms={num_terms} must be at least 1")
         if num_terms is None and tolerance is None:
             tolerance = EVALUATION_TOLERANCE
-        return {
-            "method": method,
-            "num_terms": num_terms or EVALUATION_TERMS,
-            "tolerance": tolerance,
-            "num_probes": num_probes or config.num_trace_samples,
-            "exact_trace": exact_trace,
-            "generator": generator,
-        }
+        return LogDetPlan(config, self.training, method, num_terms or EVALUATION_TERMS, tolerance)
 
-    def _encode(self, x: Tensor, plan: dict[str, Any]) -> tuple[Tensor, Tensor, LogDetInfo]:
+    def _encode(self, x: Tensor, plan: LogDetPlan) -> tuple[Tensor, Tensor, LogDetInfo]:
         self._require("density")
         with exact_unless_training(self.training, x.device):
             hidden, log_det = self._enter(x)
             order = None
-            generator, keys = plan["generator"], None
-            if plan["method"] == "roulette":
-                if generator is None and not self.training:
-                    generator = torch.Generator().manual_seed(0)
+            if plan.method == "roulette":
+                if plan.generator is None and not self.training:
+                    plan.generator = torch.Generator().manual_seed(0)
                 # see roulette_log_det: an example's number of terms must not depend on its place in the batch
-                order = torch.randperm(len(hidden), generator=generator).to(hidden.device)
+                order = torch.randperm(len(hidden), generator=plan.generator).to(hidden.device)
                 hidden, log_det = hidden[order], log_det[order]
-            elif plan["method"] == "exact":
+            elif plan.method == "exact":
                 self._check_memory(hidden)
-            if plan["method"] == "truncated" and generator is None and not self.training:
-                keys = key_of_each_example(self.flatten(x))
-            watch = (
-                self.training
-                and plan["method"] != "exact"
-                and not (plan["exact_trace"] or torch.compiler.is_compiling())
-                and bool(torch.rand(()) < 1 / 16)
-            )
-            total = [log_det]
-            bounds, errors, terms, again = [], [], [0], []
-
-            def visit(step: nn.Module, *arguments: Any) -> None:
-                if isinstance(step, ActNorm):
-                    total.append(arguments[0])
-                    return
-                block_input, weights, bound, slopes = arguments
-                block_log_det, error, spread, count = self._block_log_det(
-                    step, block_input, weights, bound, slopes, plan, generator, keys, len(total)
-                )
-                total.append(block_log_det)
-                bounds.append(error)
-                errors.append(spread)
-                terms.append(count)
-                if watch:
-                    with torch.no_grad():
-                        second = self._block_log_det(
-                            step, block_input, weights, bound, slopes, plan, generator, keys, len(total)
-                        )
-                    again.append(block_log_det.detach() - second[0])
-
-            latents = self._run(hidden, visit)
-            log_det = sum(total[1:], total[0])
-            if again:
-                # half the mean squared difference of two independent estimates
-                variance = sum(again).square().mean() / 2
+            elif plan.generator is None and not self.training:
+                plan.keys = key_of_each_example(self.flatten(x))
+            if self.training and plan.method != "exact" and not torch.compiler.is_compiling():
+                plan.repeat = torch.rand(()).item() < 1 / 16
+            log_dets = LogDetSum(plan, log_det)
+            latents = self._run(hidden, log_dets)
+            log_det = log_dets.total
+            if plan.repeat:
+                variance = log_dets.difference.square().mean() / 2  # of two independent estimates
                 self.log_det_variance.lerp_(variance.to(self.log_det_variance.dtype), 0.1)
             if order is not None:
                 back = order.argsort()
                 latents, log_det = latents[back], log_det[back]
-        spread = None if not errors or errors[0] is None else torch.stack(errors).square().sum(0).sqrt()
-        zero = log_det.new_zeros(len(log_det))
-        info = LogDetInfo(
-            truncation_error=sum(bounds, zero),
-            standard_error=spread if plan["method"] == "truncated" else None,
-            num_terms=max(terms),
-        )
-        return latents, log_det, info
-
-    def _block_log_det(
-        self,
-        block: ResidualBlock,
-        x: Tensor,
-        weights: list[Tensor],
-        bound: Tensor,
-        slopes: list[Tensor | None],
-        plan: dict[str, Any],
-        generator: torch.Generator | None,
-        keys: Tensor | None,
-        place: int,
-    ) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """One block's log-determinant, a bound on its truncation, its standard error and its number of terms."""
-        config = self.config
-        # once in the dtype of the products, where autocast would lower it in each of them
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        detached = [weight.detach().to(dtype) for weight in weights]
-        fixed = [None if slope is None else slope.detach() for slope in slopes]
-
-        def vjp(v: Tensor, rows: slice) -> Tensor:
-            # without gradient, nothing of the graph is looked at: products of a series cost what they cost in evaluation
-            if torch.is_grad_enabled():
-                return block.vjp(v, weights, slopes, rows)
-            return block.vjp(v, detached, fixed, rows)
-
-        zero = x.new_zeros(len(x))
-        if plan["method"] == "exact":
-            return exact_log_det(vjp, x), zero, zero, 0
-        if plan["exact_trace"]:
-            size = x[0].numel()
-            probes = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:]).expand(size, *x.shape)
-        else:
-            probes = self._probes((plan["num_probes"], *x.shape), x, generator, keys, place).to(dtype)
-            if probes.ndim == 5:
-                probes = channels_last(probes.flatten(0, 1)).unflatten(0, probes.shape[:2])
-        if plan["method"] == "roulette":
-            stop = config.roulette_stop_probability or (1 - block.lipschitz**2) / 2
-            value = roulette_log_det(vjp, probes, config.num_exact_terms, stop, generator, config.neumann_gradient)
-            return value, zero, None, 0
-        # In training the configured bound serves: reading the present one would wait for the device.
-        lipschitz = block.lipschitz if self.training else min(bound.item(), block.lipschitz)
-        value, error, count = truncated_log_det(
-            vjp,
-            probes,
-            plan["num_terms"],
-            lipschitz,
-            plan["tolerance"],
-            plan["exact_trace"],
-            config.neumann_gradient,
-        )
-        return value, error, zero if plan["exact_trace"] else None, count
-
-    def _probes(
-        self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None, keys: Tensor | None, place: int
-    ) -> Tensor:
-        """``(probes, batch, *shape)`` of mean 0 and unit covariance."""
-        if keys is not None:
-            seeds = [1 + place * shape[0] + probe for probe in range(shape[0])]
-            uniform = torch.stack([uniform_of_keys(keys, like[0].numel(), like.dtype, seed) for seed in seeds])
-            return torch.where(uniform < 0.5, -1.0, 1.0).to(like.dtype).view(shape)
-        if self.config.trace_distribution == "normal":
-            return random_tensor("normal_", shape, like, generator)
-        return torch.where(random_tensor("uniform_", shape, like, generator) < 0.5, -1.0, 1.0).to(like.dtype)
+        return latents, log_det, log_dets.info()
 
     def _warn_of_infinite_variance(self) -> None:
         stop = self.config.roulette_stop_probability
-        if stop is None or self.config.lipschitz_coeff is None or self._plan()["method"] != "roulette":
+        if stop is None or self.config.lipschitz_coeff is None or self._plan().method != "roulette":
             return
         lipschitz = max(block.lipschitz for block in self.blocks)
         if lipschitz**2 >= 1 - stop:
             logger.warning_once(
-                f"roulette_stop_probability={stop} is too large for blocks with Lipschitz constants up to {lipschitz:.3g}: the "
-                f"variance of the log-determinant is finite only below 1 - c^2 = {1 - lipschitz**2:.3g}. None chooses "
+                f"roulette_stop_probability={stop} is too large for blocks with Lipschitz constants up to {lipschitz:.3g}: "
+                f"the variance of the log-determinant is finite only below 1 - c^2 = {1 - lipschitz**2:.3g}. None chooses "
                 f"{(1 - lipschitz**2) / 2:.3g}."
             )
 
@@ -646,8 +642,8 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > available:
             raise ValueError(
-                f"an exact log-determinant of {size} dimensions needs about {needed:,} bytes, and there are {available:,}; use "
-                'method="truncated" or "roulette" (log_det_estimator in the configuration), or a smaller batch'
+                f"an exact log-determinant of {size} dimensions needs about {needed:,} bytes, and there are {available:,}; "
+                'use method="truncated" or "roulette" (log_det_estimator in the configuration), or a smaller batch'
             )
 
     # --- inverse ---
@@ -692,8 +688,8 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             tol = 1e-12 if latents.dtype == torch.float64 else 1e-6
         if tol < 4 * eps:
             raise ValueError(
-                f"tol={tol:g} cannot be reached in {str(latents.dtype).removeprefix('torch.')}, whose rounding is {eps:.2g}; use "
-                f"at least {4 * eps:.2g}, or model.double() and float64 latents"
+                f"tol={tol:g} cannot be reached in {str(latents.dtype).removeprefix('torch.')}, whose rounding is {eps:.2g}; "
+                f"use at least {4 * eps:.2g}, or model.double() and float64 latents"
             )
         max_iter = max_iter if max_iter is not None else config.inverse_max_iterations
         if max_iter < 1:
