@@ -34,6 +34,14 @@ def _images(size: int, auto_name: str) -> dict[str, Tensor]:
     return {"pixel_values": levels / 16, "noise": torch.rand(size, 1, 4, 4, generator=generator)}
 
 
+def _labelled_images(size: int, auto_name: str) -> dict[str, Tensor]:
+    batch = _images(size, auto_name)
+    if auto_name == "AutoModelForImageClassification":
+        # a class that the image tells, so that training has something to learn
+        batch["labels"] = (batch["pixel_values"].mean((1, 2, 3)) * 3).long().clamp(0, 2)
+    return batch
+
+
 def _texts(size: int, auto_name: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(size)
     lengths = 4 + torch.arange(size) % 4
@@ -83,6 +91,42 @@ EXAMPLES = {
             {"vocab_size": "40"},
         ),
         without_loss=("AutoModel",),
+    ),
+    "invertible_resnet": ModelExample(
+        config={
+            "event_shape": (1, 4, 4),
+            "num_levels": 17,
+            "block_type": "conv",
+            "num_blocks": [2, 1],
+            "hidden_size": 6,
+            "num_dense_blocks": 1,
+            "dense_hidden_size": 8,
+            "data_transform": "logit",
+            "prior": "diagonal",
+            "log_det_estimator": "exact",
+            "density_weight": 0.5,
+            "num_labels": 3,
+        },
+        batch=_labelled_images,
+        processor=lambda: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
+        wrong=(
+            {"lipschitz_coeff": 1.0},
+            {"lipschitz_coeff": 1.5},
+            {"lipschitz_coeff": None, "density_weight": 0.5},
+            {"hidden_act": "silu"},
+            {"hidden_act": "gelu"},
+            {"dropout": 0.1},
+            {"block_norm": "batch"},
+            {"event_shape": (1, 6, 6)},
+            {"event_shape": (16,)},
+            {"kernel_sizes": [3, 2, 3]},
+            {"num_blocks": [2, -1]},
+            {"coeff_scope": "network"},
+            {"log_det_estimator": "guess"},
+            {"roulette_stop_probability": 1.0},
+            {"injective_padding": 1},
+            {"hidden_size": "6"},
+        ),
     ),
     "nice_flow": ModelExample(
         config={

@@ -125,8 +125,9 @@ def channels_last(x: Tensor) -> Tensor:
 class LipschitzLayer(nn.Module):
     """A linear map with bias whose weight is scaled down where its operator norm exceeds ``coeff``.
 
-    Buffers (kept by save and load): ``right``, the vector of the power iteration, and ``slack``, the certified norm over
-    the one that power iteration finds; training multiplies its estimate by it, so that it aims at the certified norm.
+    Buffers (kept by save and load): ``norm``, the certified norm, which evaluation scales by; ``right``, the vector of the
+    power iteration, which training finds the norm by; ``slack``, the certified norm over that of a converged power
+    iteration: training multiplies its estimate by it, so that both aim at the same norm.
     """
 
     def __init__(self, weight_shape: tuple[int, ...], in_shape: tuple[int, ...], coeff: float | None):
@@ -138,15 +139,15 @@ class LipschitzLayer(nn.Module):
         if coeff is not None:
             self.register_buffer("right", torch.empty(in_shape))
             self.register_buffer("slack", torch.empty(()))
+            self.register_buffer("norm", torch.empty(()))
 
     def reset(self) -> None:
         """Initial values, through transformers' initialisation, which leaves loaded ones alone."""
         init.orthogonal_(self.weight)
         init.zeros_(self.bias)
         if self.coeff is not None and self.weight.device.type != "meta":
-            norm, right, bound = self.largest_singular(self.weight.detach().double())
-            init.copy_(self.right, right)
-            init.copy_(self.slack, bound / norm.clamp_min(1e-12))
+            for buffer, value in zip((self.right, self.slack, self.norm), self._certified(), strict=True):
+                init.copy_(buffer, value)
 
     def operator(self, x: Tensor, weight: Tensor) -> Tensor:
         """The linear map alone, ``(batch, *in_shape) -> (batch, *out_shape)``."""
@@ -170,37 +171,43 @@ class LipschitzLayer(nn.Module):
         return right
 
     @torch.no_grad()
+    def _certified(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``right``, ``slack`` and ``norm`` of the present weight."""
+        norm, right, bound = self.largest_singular(self.weight.double())
+        return right, bound / norm.clamp_min(1e-12), bound
+
+    @torch.no_grad()
     def norm_bound(self, weight: Tensor) -> Tensor:
         """Certified upper bound on the operator norm of any weight of this layer's shape, float64."""
         return self.largest_singular(weight.double())[2]
 
     @torch.no_grad()
     def finalize(self) -> None:
-        """Converge the power iteration and set the slack, so that the scaled weight's norm is certified."""
+        """Set the buffers from the weight, so that the scaled weight's norm is certified."""
         if self.coeff is not None:
-            norm, right, bound = self.largest_singular(self.weight.double())
-            self.right.copy_(right)
-            self.slack.copy_(bound / norm.clamp_min(1e-12))
+            for buffer, value in zip((self.right, self.slack, self.norm), self._certified(), strict=True):
+                buffer.copy_(value)
 
     def scaled_weight(self, iterations: int, detach_sigma: bool) -> tuple[Tensor, Tensor]:
         """The weight that the layer computes with, and a bound on its norm (scalar, without gradient).
 
         Args:
-            iterations: power iterations that move ``right`` first; 0 in evaluation.
-            detach_sigma: no gradient through the norm.
+            iterations: power iterations that estimate the norm and move ``right``; 0 takes the certified norm.
+            detach_sigma: no gradient through the estimate.
         """
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.coeff is None:
             return self._laid_out(weight), weight.new_tensor(math.inf)
-        right = self.right.to(weight.dtype)
-        with torch.no_grad():
-            if iterations:
-                right = self._power_iteration(right, weight, iterations)
+        if iterations:
+            with torch.no_grad():
+                right = self._power_iteration(self.right.to(weight.dtype), weight, iterations)
                 self.right.copy_(right)
-            image = self.operator(right[None], weight)
-            left = image / image.norm().clamp_min(1e-12)
-        # with the vectors held fixed this is the norm's gradient, too
-        sigma = (left * self.operator(right[None], weight.detach() if detach_sigma else weight)).sum() * self.slack
+                image = self.operator(right[None], weight)
+                left = image / image.norm().clamp_min(1e-12)
+            # with the vectors held fixed this is the norm's gradient, too
+            sigma = (left * self.operator(right[None], weight.detach() if detach_sigma else weight)).sum() * self.slack
+        else:
+            sigma = self.norm.to(weight.dtype)
         scale = self.coeff / sigma.clamp_min(self.coeff)
         return self._laid_out(weight * scale), (sigma * scale).detach()
 

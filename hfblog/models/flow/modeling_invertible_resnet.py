@@ -335,7 +335,7 @@ class InvertibleResNetModel(FlowPreTrainedModel):
     config_class = InvertibleResNetConfig
     _auto_class = "AutoModel"
     # Bounds, scales and the prior decide over exactness and are small.
-    _keep_in_fp32_modules_strict = ["right", "slack", "shift", "log_scale", "prior", "log_det_variance"]
+    _keep_in_fp32_modules_strict = ["right", "slack", "norm", "shift", "log_scale", "prior", "log_det_variance"]
 
     def __init__(self, config: InvertibleResNetConfig):
         super().__init__(config)
