@@ -93,7 +93,7 @@ def truncated_log_det(
         probes: ``(probes, batch, *shape)``; with ``exact_trace`` the ``(D, batch, *shape)`` unit vectors.
         num_terms: most terms.
         lipschitz: bound c on ||J||_2.
-        tolerance: stop earlier where the bound on what is left is this small for every example, nats.
+        tolerance: an example stops earlier where the bound on what is left is this small, nats.
         exact_trace: the probes are a basis: add their terms up instead of averaging.
         neumann: see `with_neumann_gradient`; else gradients go through every term.
 
@@ -109,17 +109,23 @@ def truncated_log_det(
     with torch.set_grad_enabled(differentiate and not neumann):
         chain, series = probes, 0 * _wide(probes)
         values = series.new_zeros(probes.shape[:2])
+        running, bound = series.new_ones(probes.shape[1]), series.new_zeros(probes.shape[1])
         for k in range(1, num_terms + 1):
             sign = 1 if k % 2 else -1
+            coefficient = sign * running
             if neumann and differentiate:
-                series = series + sign * chain
+                series = series + coefficient.view(-1, *[1] * (chain.ndim - 2)) * chain
             chain = vjp(chain, ALL)
-            values = values + sign / k * _dot(chain, probes)
+            values = values + coefficient / k * _dot(chain, probes)
             if tolerance is not None or k == num_terms:
                 with torch.no_grad():
-                    bound = reduce(_dot(chain, chain).sqrt() * length, dim=0) * tails[k]
-                if tolerance is not None and bound.max() <= tolerance:
-                    break
+                    left = reduce(_dot(chain, chain).sqrt() * length, dim=0) * tails[k]
+                    bound = torch.where(running > 0, left, bound)
+                if tolerance is not None:
+                    # each example by itself: its value must not depend on the others in its batch
+                    running = running * (bound > tolerance)
+                    if not running.any():
+                        break
     if neumann and differentiate:
         values = with_neumann_gradient(values, series, vjp, probes)
     return values, bound, k

@@ -782,7 +782,10 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             if residual.requires_grad:
                 slopes = [None if slope is None else slope.detach() for slope in slopes]
 
-                def through_inverse(gradient: Tensor) -> Tensor:
+                def through_inverse(gradient: Tensor | None) -> Tensor | None:
+                    if gradient is None:
+                        return None
+
                     # dx = (I + J)^-1 dr: solve w (I + J) = gradient, a contraction like the block itself
                     def product(w: Tensor, rows: Tensor) -> Tensor:
                         chosen = [None if slope is None else slope[rows] for slope in slopes]
@@ -839,7 +842,7 @@ def _residual_in_double(block: ResidualBlock, x: Tensor, y: Tensor, weights: lis
     return _residual_norm(y, x + value) + rounding
 
 
-class InvertibleResNetForImageClassification(FlowPreTrainedModel):
+class InvertibleResNetForImageClassification(PreTrainedModel):
     r"""Classifier on the last feature map of an invertible ResNet: ReLU, mean over places, one linear layer.
 
     ``flow`` is an [`InvertibleResNetModel`], so the features can be turned back into the image (`reconstruct`), and a density
@@ -863,6 +866,9 @@ class InvertibleResNetForImageClassification(FlowPreTrainedModel):
     """
 
     config_class = InvertibleResNetConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = []
     _auto_class = "AutoModelForImageClassification"
     _keep_in_fp32_modules_strict = InvertibleResNetModel._keep_in_fp32_modules_strict
     base_model_prefix = "flow"
@@ -872,7 +878,7 @@ class InvertibleResNetForImageClassification(FlowPreTrainedModel):
     def __init__(self, config: InvertibleResNetConfig):
         if config.split:
             raise ValueError("split=True takes channels away from the classifier's feature map; set split=False")
-        PreTrainedModel.__init__(self, config)
+        super().__init__(config)
         self.flow = InvertibleResNetModel(config)
         if not config.density_weight:
             # outside the loss: processes that train together would wait for its gradient
