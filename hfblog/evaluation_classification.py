@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +82,32 @@ def evaluate_classification(run: EvaluationRun) -> dict[str, Any]:
         "notes": notes,
         "exactness": exactness,
         "pictures": pictures,
+        "tables": coefficient_table(run.folder),
     }
+
+
+def coefficient_table(folder: Path) -> list[dict[str, Any]]:
+    """What scripts/compare_lipschitz.py left in the folder, if it was run."""
+    file = folder / "lipschitz.json"
+    if not file.exists():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    checks = dict.fromkeys(label for row in record["rows"] for label in row["exactness"])
+    return [
+        {
+            "caption": f"The same network and training under several Lipschitz coefficients, {record['epochs']:g} epochs each, "
+            f"seed {record['seed']}, measured on the {record['split']} split, on {record['hardware']}. `{record['command']}`",
+            "columns": ["coefficient", *record["labels"].values(), *checks],
+            "rows": [
+                [
+                    row["coefficient"],
+                    *(row[key] for key in record["labels"]),
+                    *(row["exactness"].get(label, "") for label in checks),
+                ]
+                for row in record["rows"]
+            ],
+        }
+    ]
 
 
 @torch.no_grad()

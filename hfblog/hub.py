@@ -139,12 +139,14 @@ def card_data(config: dict[str, Any], recipe: dict[str, Any], metrics: dict[str,
 
 
 def pipeline_tag(config: dict[str, Any]) -> str | None:
-    """The Hub's task for a saved configuration."""
-    for task in config.get("custom_pipelines", {}):
-        return task
-    for auto_class in config.get("auto_map", {}):
+    """The Hub's task for a saved configuration: that of the architecture that was saved, or else of its Auto classes."""
+    references = config.get("auto_map", {})
+    saved = [name for name, reference in references.items() if reference.split(".")[-1] in (config.get("architectures") or [])]
+    for auto_class in saved or references:
         if auto_class in PIPELINE_TAGS:
             return PIPELINE_TAGS[auto_class]
+    for task in config.get("custom_pipelines", {}):
+        return task
     return None
 
 

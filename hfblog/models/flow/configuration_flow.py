@@ -75,7 +75,8 @@ class FlowConfig(PreTrainedConfig):
         return math.prod(self.event_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"custom_pipelines": self.custom_pipeline}
+        draws_images = len(self.event_shape) == 3
+        return super().to_dict() | ({"custom_pipelines": self.custom_pipeline} if draws_images else {})
 
     def validate_event(self):
         if not self.event_shape or any(size < 1 for size in self.event_shape):
