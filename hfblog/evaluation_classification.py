@@ -99,11 +99,9 @@ def coefficient_table(folder: Path) -> list[dict[str, Any]]:
             f"seed {record['seed']}, measured on the {record['split']} split, on {record['hardware']}. `{record['command']}`",
             "columns": ["coefficient", *record["labels"].values(), *checks],
             "rows": [
-                [
-                    row["coefficient"],
-                    *(row[key] for key in record["labels"]),
-                    *(row["exactness"].get(label, "") for label in checks),
-                ]
+                [row["coefficient"]]
+                + [row[key] for key in record["labels"]]
+                + [row["exactness"].get(label, "") for label in checks]
                 for row in record["rows"]
             ],
         }
