@@ -95,8 +95,8 @@ def coefficient_table(folder: Path) -> list[dict[str, Any]]:
     checks = dict.fromkeys(label for row in record["rows"] for label in row["exactness"])
     return [
         {
-            "caption": f"The same network and training under several Lipschitz coefficients, {record['epochs']:g} epochs each, "
-            f"seed {record['seed']}, measured on the {record['split']} split, on {record['hardware']}. `{record['command']}`",
+            "caption": "The same network and training under several Lipschitz coefficients, "
+            f"{record['epochs']:g} epochs each, seed {record['seed']}, measured on the {record['split']} split, on {record['hardware']}. `{record['command']}`",
             "columns": ["coefficient", *record["labels"].values(), *checks],
             "rows": [
                 [row["coefficient"]]

@@ -12,7 +12,7 @@ from common_testers import CommonTests, ModelTester
 from torch import Tensor
 from transformers.testing_utils import torch_device
 
-from hfblog import FlowConfig, FlowPreTrainedModel, NiceFlowConfig, NiceFlowModel
+from hfblog import FlowConfig, FlowPreTrainedModel, InvertibleResNetModel, NiceFlowConfig, NiceFlowModel
 
 pytestmark = pytest.mark.hf_suite
 
@@ -88,3 +88,24 @@ class NiceFlowArticleTester(NiceFlowTester):
 
 class NiceFlowArticleTest(FlowTests, unittest.TestCase):
     model_tester_class = NiceFlowArticleTester
+
+
+class InvertibleResNetTester(FlowTester):
+    model_classes = (InvertibleResNetModel,)
+    # Two scales, a split, a dense block, and a prior with parameters
+    settings = {
+        "event_shape": [1, 8, 8],
+        "num_levels": 17,
+        "block_type": "conv",
+        "num_blocks": [1, 1],
+        "hidden_size": 6,
+        "split": True,
+        "num_dense_blocks": 1,
+        "dense_hidden_size": 8,
+        "data_transform": "logit",
+        "prior": "diagonal",
+    }
+
+
+class InvertibleResNetTest(FlowTests, unittest.TestCase):
+    model_tester_class = InvertibleResNetTester
