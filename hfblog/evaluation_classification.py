@@ -96,7 +96,8 @@ def coefficient_table(folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "caption": "The same network and training under several Lipschitz coefficients, "
-            f"{record['epochs']:g} epochs each, seed {record['seed']}, measured on the {record['split']} split, on {record['hardware']}. `{record['command']}`",
+            f"{record['epochs']:g} epochs each, seed {record['seed']}, measured on the {record['split']} split, "
+            f"on {record['hardware']}. `{record['command']}`",
             "columns": ["coefficient", *record["labels"].values(), *checks],
             "rows": [
                 [row["coefficient"]]

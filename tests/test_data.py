@@ -400,3 +400,43 @@ except Exception as error:
     printed = run_python(code, env=hub_server.env(tmp_path / "home"))
     assert "{'train': 15, 'validation': 5, 'test': 20}" in printed and "(8, 8)" in printed
     assert "DatasetNotFoundError" in printed
+
+
+# --- points, and images that move ---
+
+
+def test_moons_have_the_density_that_is_stated():
+    points = hfblog.data.prepare_points(hfblog.data.load_data("moons")["test"])[:]["pixel_values"]
+    assert points.shape == (10_000, 2)
+    assert hfblog.data.moons_log_density(points).mean().item() == pytest.approx(-2.384, abs=0.02)
+    axis = torch.linspace(-4, 6, 150, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    mass = sum(hfblog.data.moons_log_density(part).exp().sum() for part in grid.split(20_000)) * (axis[1] - axis[0]) ** 2
+    assert mass.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_points_need_a_column_of_lists():
+    with pytest.raises(ValueError, match="no column of List"):
+        hfblog.data.prepare_points(hfblog.data.load_data("digits")["test"])
+
+
+def test_shifted_images_move_by_whole_pixels_and_differently_every_epoch():
+    images = torch.rand(30, 1, 6, 5)
+    table = hfblog.data.TensorTable({"pixel_values": images, "labels": torch.arange(30)})
+    shifted = hfblog.data.ShiftedImages(table, 2, seed=3)
+    rows = shifted.__getitems__(list(range(30)))
+    seen = set()
+    for index, row in enumerate(rows):
+        down, right = shifted.moves[index].tolist()
+        seen.add((down, right))
+        whole = torch.zeros(1, 10, 9)
+        whole[:, 2 + down : 8 + down, 2 + right : 7 + right] = images[index]
+        assert torch.equal(row["pixel_values"], whole[:, 2:8, 2:7]) and row["labels"] == index
+    assert len(seen) > 10
+    first = shifted.moves.clone()
+    shifted.set_epoch(1)
+    assert not torch.equal(first, shifted.moves)
+    shifted.set_epoch(0)
+    assert torch.equal(first, shifted.moves)  # an interrupted training goes on as it would have
+    assert torch.equal(shifted[4]["pixel_values"], rows[4]["pixel_values"])
+    assert torch.equal(table[4]["pixel_values"], images[4])

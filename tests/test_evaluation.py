@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy import stats
-from test_training import tiny
+from test_training import TINY, tiny
 from transformers import AutoModel
 
 from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, evaluation_density, hub, pictures, recipes, training
@@ -162,3 +164,103 @@ def test_image_grid():
     assert grid.size == (2 * 16 + 1, 2 * 8 + 1)
     assert grid.getpixel((0, 0)) == 0 and grid.getpixel((17, 0)) == 100 and grid.getpixel((0, 9)) == 200
     assert pictures.image_grid([Image.new("RGB", (32, 32))] * 4).mode == "RGB"
+
+
+# --- the invertible ResNet ---
+
+
+def invertible(folder: Path, **sections: dict) -> recipes.Recipe:
+    base = {"model_type": "invertible_resnet", "hidden_size": 8}
+    model = sections.pop("model")
+    path = folder / "tiny.yaml"
+    content = {"model": base | model, "data": TINY["data"], "training": TINY["training"] | {"num_train_epochs": 2}} | sections
+    path.write_text(yaml.safe_dump(content))
+    return recipes.load_recipe(path)
+
+
+def test_a_density_of_points_stands_beside_the_law_they_come_from(tmp_path):
+    recipe = invertible(
+        tmp_path,
+        model={"event_shape": [2], "num_levels": None, "dequantization": "none", "num_blocks": [2]},
+        data={"name": "moons", "max_examples": 300},
+        evaluation={"num_samples": 50},
+    )
+    folder = training.train(recipe, tmp_path / "out")
+    assert not (folder / "preprocessor_config.json").exists()
+    metrics = evaluation.evaluate(folder)
+    assert set(metrics["results"]) == {"log_likelihood"}
+    rows = {row["label"]: row["log_likelihood"] for row in metrics["comparisons"]}
+    law = rows["the law that the data are drawn from"]
+    assert law == pytest.approx(-2.384, abs=0.15) and rows["full Gaussian"] == pytest.approx(-3.29, abs=0.15)
+    assert metrics["results"]["log_likelihood"]["value"] < law
+    checks = {row["label"]: row["value"] for row in metrics["exactness"]}
+    assert checks["largest certified Lipschitz constant of 2 blocks"] <= 0.9 + 1e-6
+    assert checks["largest inverse error, float64"] < 1e-10
+    assert checks["largest log-det error against autograd, 4 examples, float64, nats"] < 1e-8
+    assert (folder / "samples.png").stat().st_size > 1000
+    card = (folder / "README.md").read_text()
+    assert "processor" not in card and "pipeline_tag" not in card
+    exec(re.findall(r"```python\n(.*?)```", card, re.S)[0].replace('"tiny"', repr(str(folder))), {})
+
+
+def test_estimated_log_determinants_are_set_beside_exact_ones(tmp_path):
+    recipe = invertible(
+        tmp_path,
+        model={"event_shape": [1, 8, 8], "num_levels": 17, "block_type": "conv", "num_blocks": [1], "exact_log_det_size": 16},
+        evaluation={"num_draws": 2, "num_samples": 4, "exact_examples": 20},
+    )
+    folder = training.train(recipe, tmp_path / "out")
+    metrics = evaluation.evaluate(folder)
+    (note,) = [note for note in metrics["notes"] if "estimates" in note]
+    assert not any("importance" in note for note in metrics["notes"])  # the noise of an estimate would raise it
+    bias, error = map(float, re.search(r"by (-?[\d.]+) \+- ([\d.]+) nats", note).groups())
+    assert abs(bias) < 5 * error + 0.01
+    card = (folder / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", card, re.S)
+    exec("\n".join(snippets).replace('"tiny"', repr(str(folder))), {})
+
+
+def test_a_classifier_is_measured_and_its_images_come_back(tmp_path):
+    recipe = invertible(
+        tmp_path,
+        model={
+            "auto_class": "AutoModelForImageClassification",
+            "event_shape": [1, 8, 8],
+            "num_levels": 17,
+            "dequantization": "none",
+            "block_type": "conv",
+            "num_blocks": [2],
+            "hidden_size": 24,
+            "injective_padding": 3,
+        },
+        data={"name": "digits"},
+        training=TINY["training"] | {"num_train_epochs": 12, "learning_rate": 1e-2, "random_shift": 1},
+    )
+    folder = training.train(recipe, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"]["7"] == "7" and len(config["id2label"]) == 10
+    (folder / "lipschitz.json").write_text(json.dumps(COEFFICIENTS))
+    metrics = evaluation.evaluate(folder)
+    rows = {row["label"]: row["error"] for row in metrics["comparisons"]}
+    assert rows["largest class"] == pytest.approx(0.9, abs=0.02) and rows["logistic regression on pixels"] < 0.1
+    assert metrics["results"]["error"]["value"] < 0.3
+    checks = {row["label"]: row["value"] for row in metrics["exactness"]}
+    assert checks["largest certified Lipschitz constant of 2 blocks"] <= 0.9 + 1e-6
+    assert checks["largest error of 100 images reconstructed from their features"] < 1e-4
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and "| none | 0.004 |" in card
+    exec(re.findall(r"```python\n(.*?)```", card, re.S)[0].replace('"tiny"', repr(str(folder))), {})
+
+
+COEFFICIENTS = {
+    "command": "python scripts/compare_lipschitz.py",
+    "seed": 0,
+    "epochs": 6.0,
+    "split": "test",
+    "hardware": "a machine",
+    "labels": {"error": "error rate"},
+    "rows": [
+        {"coefficient": "none", "error": 0.0041, "exactness": {}},
+        {"coefficient": "0.9", "error": 0.005, "exactness": {"largest error": 1e-6}},
+    ],
+}

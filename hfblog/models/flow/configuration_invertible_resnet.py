@@ -150,7 +150,7 @@ class InvertibleResNetConfig(FlowConfig):
     trace_distribution: str = "rademacher"
     neumann_gradient: bool = True
     inverse_tolerance: float | None = None
-    inverse_max_iterations: int = 500
+    inverse_max_iterations: int = 2000
     anderson_depth: int = 5
     density_weight: float | int = 0.0
 

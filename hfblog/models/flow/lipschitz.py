@@ -18,43 +18,45 @@ from transformers import initialization as init
 LARGEST_GRAM = 1024
 
 
-# --- activations: value and slope ---
+# --- activations: value and, where it is wanted, slope ---
 
 
-def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
+def _lipswish(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
     gate = torch.sigmoid(x)
     # max |silu'| is 1.0998
-    return x * gate / 1.1, gate * (1 + x * (1 - gate)) / 1.1
+    return x * gate / 1.1, gate * (1 + x * (1 - gate)) / 1.1 if wants_slope else None
 
 
-def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
+def _elu(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+    if not wants_slope:
+        return F.elu(x), None
     falling = torch.exp(x.clamp_max(0))
     return torch.where(x > 0, x, falling - 1), torch.where(x > 0, torch.ones_like(x), falling)
 
 
-def _relu(x: Tensor) -> tuple[Tensor, Tensor]:
-    return F.relu(x), (x > 0).to(x.dtype)
+def _relu(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+    return F.relu(x), (x > 0).to(x.dtype) if wants_slope else None
 
 
-def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+def _tanh(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
     value = torch.tanh(x)
-    return value, 1 - value.square()
+    return value, 1 - value.square() if wants_slope else None
 
 
-def _sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+def _sigmoid(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
     value = torch.sigmoid(x)
-    return value, value * (1 - value)
+    return value, value * (1 - value) if wants_slope else None
 
 
-def _softplus(x: Tensor) -> tuple[Tensor, Tensor]:
-    return F.softplus(x), torch.sigmoid(x)
+def _softplus(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+    return F.softplus(x), torch.sigmoid(x) if wants_slope else None
 
 
-def _sin(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.sin(x), torch.cos(x)
+def _sin(x: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+    return torch.sin(x), torch.cos(x) if wants_slope else None
 
 
-# name -> function that gives an activation's value and its slope, of size at most 1 everywhere
+# name -> function (x, wants_slope) -> (value, slope or None); slopes have size at most 1 everywhere
 LIPSCHITZ_ACTIVATIONS = {
     "lipswish": _lipswish,
     "elu": _elu,
@@ -188,20 +190,23 @@ class LipschitzLayer(nn.Module):
             for buffer, value in zip((self.right, self.slack, self.norm), self._certified(), strict=True):
                 buffer.copy_(value)
 
-    def scaled_weight(self, iterations: int, detach_sigma: bool) -> tuple[Tensor, Tensor]:
+    def scaled_weight(self, iterations: int | None, detach_sigma: bool) -> tuple[Tensor, Tensor]:
         """The weight that the layer computes with, and a bound on its norm (scalar, without gradient).
 
         Args:
-            iterations: power iterations that estimate the norm and move ``right``; 0 takes the certified norm.
+            iterations: power iterations that move ``right``, by which the norm is estimated; None takes the certified norm,
+                which is that of the weight at the last `finalize`.
             detach_sigma: no gradient through the estimate.
         """
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.coeff is None:
             return self._laid_out(weight), weight.new_tensor(math.inf)
-        if iterations:
+        if iterations is not None:
             with torch.no_grad():
-                right = self._power_iteration(self.right.to(weight.dtype), weight, iterations)
-                self.right.copy_(right)
+                right = self.right.to(weight.dtype)
+                if iterations:
+                    right = self._power_iteration(right, weight, iterations)
+                    self.right.copy_(right)
                 image = self.operator(right[None], weight)
                 left = image / image.norm().clamp_min(1e-12)
             # with the vectors held fixed this is the norm's gradient, too

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 VJP = Callable[[Tensor, slice], Tensor]
+# Nats per example and block that a chain of products may leave out.
+NEGLIGIBLE = 1e-6
 ALL = slice(None)
 
 
@@ -148,6 +150,7 @@ def roulette_log_det(
     probes: Tensor,
     num_exact_terms: int,
     stop_probability: float,
+    lipschitz: float,
     generator: torch.Generator | None = None,
     neumann: bool = True,
 ) -> Tensor:
@@ -161,6 +164,8 @@ def roulette_log_det(
         probes: ``(probes, batch, *shape)``.
         num_exact_terms: terms that are always taken, m.
         stop_probability: p of the geometric law of the further terms N >= 1; term m + j has weight ``(1 - p)^(1 - j)``.
+        lipschitz: bound c on ||J||_2. On a CPU, where looking costs nothing, a chain ends once all that may follow is
+            certain to stay below `NEGLIGIBLE`.
         generator: on the CPU; where N is drawn from.
     """
     batch = probes.shape[1]
@@ -168,6 +173,10 @@ def roulette_log_det(
     further = 1 + (uniform.log() / math.log1p(-stop_probability)).floor().long()
     counts = torch.bincount(further).flip(0).cumsum(0).flip(0).tolist()  # counts[j]: examples with N >= j
     differentiate = torch.is_grad_enabled()
+    # weighted terms after term k are below weight_k ||v J^k|| ||v|| r^i / (k + i), r = c / (1 - p)
+    ratio = lipschitz / (1 - stop_probability)
+    may_stop = ratio < 1 and probes.device.type == "cpu"
+    reach = probes[0, 0].numel() ** 0.5 * ratio / (1 - ratio) if may_stop else math.inf
     with torch.set_grad_enabled(differentiate and not neumann):
         chain, series = probes, 0 * _wide(probes)
         values = series.new_zeros(probes.shape[:2])
@@ -183,6 +192,10 @@ def roulette_log_det(
             chain = vjp(chain, rows)
             terms = weight / k * _dot(chain, probes[:, :running])
             values = values + F.pad(terms, (0, batch - running))
+            if may_stop and beyond % 4 == 3:
+                left = abs(weight) * _dot(chain, chain).detach().sqrt()
+                if left.max().item() * reach / (k + 1) < NEGLIGIBLE:
+                    break
     if neumann and differentiate:
         values = with_neumann_gradient(values, series, vjp, probes)
     return values.mean(0)

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, logging
 
 from .configuration_invertible_resnet import InvertibleResNetConfig
-from .fixed_point import solve_block
+from .fixed_point import rms, solve_block
 from .lipschitz import LIPSCHITZ_ACTIVATIONS, LipschitzConv2d, LipschitzLayer, LipschitzLinear, channels_last
 from .log_determinant import ALL, exact_log_det, roulette_log_det, truncated_log_det
 from .modeling_flow import FlowPreTrainedModel, exact_unless_training, key_of_each_example, random_tensor, uniform_of_keys
@@ -161,20 +161,20 @@ class ResidualBlock(nn.Module):
         self.activation = LIPSCHITZ_ACTIVATIONS[config.hidden_act]
         self.starts_with_activation = starts_with_activation
 
-    def scaled_weights(self, iterations: int, detach_sigma: bool) -> tuple[list[Tensor], Tensor]:
+    def scaled_weights(self, iterations: int | None, detach_sigma: bool) -> tuple[list[Tensor], Tensor]:
         """The weights that g computes with, and a bound on its Lipschitz constant (scalar)."""
         weights, norms = zip(*(layer.scaled_weight(iterations, detach_sigma) for layer in self.layers), strict=True)
         return list(weights), torch.stack(norms).prod()
 
-    def forward(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        """g(x), and the slopes of the activations before each layer, for `vjp`."""
+    def forward(self, x: Tensor, weights: list[Tensor], wants_slopes: bool = True) -> tuple[Tensor, list[Tensor | None]]:
+        """g(x), and the slopes of the activations before each layer, for `vjp` (None where there is no activation)."""
         slopes: list[Tensor | None] = []
         if x.ndim == 4:
             x = channels_last(x)
         for index, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
             slope = None
             if index or self.starts_with_activation:
-                x, slope = self.activation(x)
+                x, slope = self.activation(x, wants_slopes)
             slopes.append(slope)
             x = layer.affine(x, weight)
         return x, slopes
@@ -283,7 +283,9 @@ class LogDetSum:
         if plan.method == "roulette":
             self.variance = None
             stop = config.roulette_stop_probability or (1 - block.lipschitz**2) / 2
-            return roulette_log_det(vjp, probes, config.num_exact_terms, stop, plan.generator, config.neumann_gradient)
+            return roulette_log_det(
+                vjp, probes, config.num_exact_terms, stop, block.lipschitz, plan.generator, config.neumann_gradient
+            )
         # In training the configured bound serves: reading the present one would wait for the device.
         lipschitz = block.lipschitz if plan.training else min(bound.item(), block.lipschitz)
         values, error, terms = truncated_log_det(
@@ -438,10 +440,10 @@ class InvertibleResNetModel(FlowPreTrainedModel):
 
     def _scaled_weights(self) -> list[tuple[list[Tensor], Tensor]]:
         """What every block computes with; once per pass over the network, not once per evaluation of g."""
-        move = self.training and torch.is_grad_enabled()
-        if move:
+        iterations = None
+        if self.training:  # weights move, so that the norms certified before are not theirs
+            iterations = self.config.num_power_iterations if torch.is_grad_enabled() else 0
             self._stale = True
-        iterations = self.config.num_power_iterations if move else 0
         return [block.scaled_weights(iterations, self.config.detach_sigma) for block in self.blocks]
 
     def _require(self, what: str) -> None:
@@ -495,7 +497,7 @@ class InvertibleResNetModel(FlowPreTrainedModel):
                 parts.append(left.flatten(1))
             elif isinstance(step, ResidualBlock):
                 weights, bound = prepared
-                value, slopes = step(hidden, weights)
+                value, slopes = step(hidden, weights, wants_slopes=log_dets is not None)
                 if log_dets is not None:
                     log_dets.add_block(step, hidden, weights, bound, slopes)
                 hidden = hidden + value.to(hidden.dtype)
@@ -775,7 +777,9 @@ class InvertibleResNetModel(FlowPreTrainedModel):
         self, block: ResidualBlock, y: Tensor, weights: list[Tensor], lipschitz: float, tol: float, max_iter: int, depth: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         fixed = [weight.detach() for weight in weights]
-        x, count, met = solve_block(lambda x, rows: block(x, fixed)[0], y.detach(), lipschitz, tol, max_iter, depth)
+        x, count, met = solve_block(
+            lambda x, rows: block(x, fixed, wants_slopes=False)[0], y.detach(), lipschitz, tol, max_iter, depth
+        )
         if torch.is_grad_enabled():
             value, slopes = block(x, weights)
             residual = y - x - value
@@ -791,7 +795,9 @@ class InvertibleResNetModel(FlowPreTrainedModel):
                         chosen = [None if slope is None else slope[rows] for slope in slopes]
                         return block.vjp(w[None], fixed, chosen)[0]
 
-                    return solve_block(product, gradient, lipschitz, tol, max_iter, depth)[0]
+                    # the tolerance is one for numbers of size 1: gradients of mean losses are far smaller
+                    size = rms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny).view(-1, *[1] * (gradient.ndim - 1))
+                    return size * solve_block(product, gradient / size, lipschitz, tol, max_iter, depth)[0]
 
                 residual.register_hook(through_inverse)
                 x = x + residual
@@ -837,7 +843,7 @@ def _residual_in_double(block: ResidualBlock, x: Tensor, y: Tensor, weights: lis
     """Euclidean norm of ``y - x - g(x)`` in float64, with what float64 itself rounds, ``(batch,)``."""
     x, y = x.detach().double(), y.detach().double()
     double = [weight.detach().double() for weight in weights]
-    value, _ = block(x, double)
+    value, _ = block(x, double, wants_slopes=False)
     rounding = 8 * torch.finfo(torch.float64).eps * (x.flatten(1).norm(dim=1) + y.flatten(1).norm(dim=1))
     return _residual_norm(y, x + value) + rounding
 

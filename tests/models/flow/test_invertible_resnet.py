@@ -152,7 +152,7 @@ def test_soft_scaling_leaves_small_weights_alone():
         layer.weight.mul_(0.5 / torch.linalg.matrix_norm(layer.weight, 2))
         layer.bias.zero_()
     layer.finalize()
-    weight, bound = layer.scaled_weight(0, False)
+    weight, bound = layer.scaled_weight(None, False)
     assert torch.equal(weight, layer.weight)
     assert bound.item() == pytest.approx(0.5, rel=1e-5)
 
@@ -202,7 +202,7 @@ def test_large_maps_are_scaled_by_their_fourier_bound(monkeypatch):
     assert layer.slack > 1
     # training aims at the same norm as evaluation
     trained, _ = layer.scaled_weight(3, False)
-    torch.testing.assert_close(trained, layer.scaled_weight(0, False)[0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(trained, layer.scaled_weight(None, False)[0], rtol=1e-3, atol=1e-5)
 
 
 def test_gradient_of_the_norm_and_its_detachment():
@@ -228,7 +228,10 @@ def test_gradient_of_the_norm_and_its_detachment():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_and_their_slopes(name):
     x = torch.linspace(-12, 12, 100_001, dtype=torch.float64, requires_grad=True)
-    value, slope = lipschitz.LIPSCHITZ_ACTIVATIONS[name](x)
+    value, slope = lipschitz.LIPSCHITZ_ACTIVATIONS[name](x, True)
+    alone, none = lipschitz.LIPSCHITZ_ACTIVATIONS[name](x, False)
+    assert none is None
+    torch.testing.assert_close(alone, value)
     (reference,) = torch.autograd.grad(value.sum(), x)
     assert reference.abs().max() <= 1 + 1e-6
     off_kink = x.abs() > 1e-9
@@ -837,3 +840,62 @@ def test_presets_and_other_flows():
     assert torch.equal(nice.log_det(torch.rand(3, 4)), nice.encode(torch.rand(3, 4))[1])
     with pytest.raises(ValueError, match="truncated"):
         nice.log_det(torch.rand(3, 4), "truncated")
+
+
+# --- ways in which it broke before ---
+
+
+def test_training_mode_without_gradient_computes_with_the_present_weights():
+    """The norms of the last certificate are not those of weights that have moved."""
+    model = make((6,), torch.float32, lipschitz_coeff=0.9)
+    x = data((6,), dtype=torch.float32)
+    model.train()
+    model.log_prob(x).mean().backward()
+    with torch.no_grad():
+        for block in model.blocks:
+            for layer in block.layers:
+                layer.weight.mul_(10)  # the singular vectors stay
+        latents = model.transform(x)
+        assert (model.lipschitz_certificate() <= 0.9 * 1.01).all()
+        assert (model.decode(latents) - x).abs().max() < 1e-4
+        torch.testing.assert_close(latents, model.eval().transform(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-10])
+def test_small_gradients_through_the_inverse_are_as_right_as_large_ones(scale):
+    model = linear_model(-0.9 * torch.eye(4, dtype=torch.float64), 0.9).float()
+    latents = data((4,), dtype=torch.float32).requires_grad_()
+    (gradient,) = torch.autograd.grad(scale * model.decode(latents).sum(), latents)
+    torch.testing.assert_close(gradient / scale, torch.full_like(gradient, 10.0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("depth", [0, 5])
+@pytest.mark.parametrize("coeff", [0.9, 0.98])
+def test_float32_stops_at_its_rounding(coeff, depth, caplog):
+    """Where the solution is far larger than the data, the residual's last digits are those of the solution."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.diag(torch.rand(16, generator=generator, dtype=torch.float64))
+    basis = orthogonal(16)
+    model = linear_model(-coeff * basis @ spectrum @ basis.T, coeff).float()
+    latents = data((16,), 200, dtype=torch.float32)
+    with caplog.at_level(logging.WARNING, logger="hfblog.models.flow.modeling_invertible_resnet"):
+        _attach(caplog)
+        x, info = model.inverse(latents, anderson_depth=depth, return_info=True)
+    assert info.converged.all() and not caplog.text
+    truth = torch.linalg.solve(torch.eye(16).double() - coeff * basis @ spectrum @ basis.T, latents.double().T).T
+    assert ((x - truth).norm(dim=1) <= info.certified_error + 1e-6 * truth.norm(dim=1)).all()
+    assert (x - truth).abs().max() < 1e-4 * truth.abs().max()
+
+
+def test_a_certified_cut_of_the_roulette_changes_nothing_that_counts(monkeypatch):
+    model = make((8,), lipschitz_coeff=0.9, log_det_estimator="roulette")
+    x = data((8,), 64)
+
+    def draw(negligible: float) -> torch.Tensor:
+        monkeypatch.setattr(log_determinant, "NEGLIGIBLE", negligible)
+        with torch.no_grad():
+            return model.log_det(x, "roulette", generator=torch.Generator().manual_seed(0))
+
+    whole, cut = draw(0.0), draw(1e-3)
+    assert not torch.equal(whole, cut)
+    assert (whole - cut).abs().max() <= 1e-3 * len(model.blocks)
