@@ -24,7 +24,15 @@ from .evaluation_generation import evaluate_generation
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
 from .pictures import curve_picture
-from .recipes import EvaluationRun, command_line, load_data_of, load_processor, load_recipe, prepare_split
+from .recipes import (
+    EvaluationRun,
+    command_line,
+    load_data_of,
+    load_processor,
+    load_recipe,
+    prepare_split,
+    registered_models,
+)
 
 
 def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -107,15 +115,18 @@ def report(metrics: dict[str, Any], folder: str | Path) -> str:
             + (f"   [{', '.join(others)}]" if others else "")
         )
     lines += [f"  {check['label']}: {hub.format_number(check['value'])}" for check in metrics["exactness"]]
-    if metrics["model_type"] == "conditional_ln_bert":
-        auto_class, draw = "AutoModelForCausalLM", f"python scripts/generate.py {folder} --help"
-    else:
-        auto_class, draw = "AutoModel", f"python scripts/sample.py {folder} --num-samples 64 --output samples.png"
+    auto_class = next(
+        name for name, kind in registered_models()[metrics["model_type"]].items() if kind.__name__ == metrics["architecture"]
+    )
+    picture = "samples.png" if (Path(folder) / "preprocessor_config.json").exists() else "samples.csv"
+    draw = {
+        "AutoModelForCausalLM": f"python scripts/generate.py {folder} --help",
+        "AutoModel": f"python scripts/sample.py {folder} --num-samples 64 --output {picture}",
+    }.get(auto_class)
     load = f"from transformers import {auto_class} as A; print(A.from_pretrained('{folder}', trust_remote_code=True))"
     lines.append(f"""
 The model is in {folder}: weights, code, processor, card (README.md), metrics.json and pictures. Next:
-  load    python -c "{load}"
-  sample  {draw}
+  load    python -c "{load}"{f"{chr(10)}  sample  {draw}" if draw else ""}
   push    python scripts/push_to_hub.py {folder} YOUR_NAME/{metrics["name"]}""")
     return "\n".join(lines)
 
