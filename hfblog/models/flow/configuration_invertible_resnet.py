@@ -11,6 +11,7 @@ BLOCK_TYPES = ("mlp", "conv")
 COEFF_SCOPES = ("block", "layer")
 LOG_DET_ESTIMATORS = ("auto", "exact", "truncated", "roulette")
 TRACE_DISTRIBUTIONS = ("rademacher", "normal")
+FEATURE_POOLINGS = ("mean", "none")
 DATA_TRANSFORMS = ("none", "logit", "center")
 # Activations with slopes in [-1, 1]; modeling code has the function and its slope for each.
 ACTIVATIONS = ("lipswish", "elu", "relu", "tanh", "sigmoid", "softplus", "sin")
@@ -67,6 +68,8 @@ class InvertibleResNetConfig(FlowConfig):
             float32 and 1e-12 in float64.
         inverse_max_iterations: most evaluations of g per block.
         anderson_depth: residuals that the accelerated inverse combines; 0 is the plain fixed-point iteration.
+        feature_pooling: in classification, ``"mean"`` over the places of the last map (the papers) or ``"none"``, a linear
+            layer on the whole map: with bounded blocks the mean has little to say, and learning is far slower.
         density_weight: in classification, weight of the density's loss in nats per dimension.
 
     Example:
@@ -152,6 +155,7 @@ class InvertibleResNetConfig(FlowConfig):
     inverse_tolerance: float | None = None
     inverse_max_iterations: int = 2000
     anderson_depth: int = 5
+    feature_pooling: str = "none"
     density_weight: float | int = 0.0
 
     @property
@@ -196,6 +200,7 @@ class InvertibleResNetConfig(FlowConfig):
 
     def validate_network(self):
         check_choice("block_type", self.block_type, BLOCK_TYPES)
+        check_choice("feature_pooling", self.feature_pooling, FEATURE_POOLINGS)
         check_choice("data_transform", self.data_transform, DATA_TRANSFORMS)
         for name, low in (
             ("hidden_size", 1),

@@ -98,11 +98,12 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Bring x to mean 0 and standard deviation 1."""
+        """Bring x to mean 0 and standard deviation 1; a channel that is constant keeps its scale."""
         axes = [0, *range(2, x.ndim)]
         self.shift.copy_(-x.mean(axes))
-        # a constant channel has no spread; the floor keeps its scale finite
-        self.log_scale.copy_(-x.std(axes).clamp_min(1e-3).log())
+        # Blown up to spread 1, the first traces of life in channels of zeros would drown all others.
+        std = x.std(axes)
+        self.log_scale.copy_(-torch.where(std > 1e-4, std, 1.0).log())
 
 
 class Squeeze(nn.Module):
@@ -849,7 +850,7 @@ def _residual_in_double(block: ResidualBlock, x: Tensor, y: Tensor, weights: lis
 
 
 class InvertibleResNetForImageClassification(PreTrainedModel):
-    r"""Classifier on the last feature map of an invertible ResNet: ReLU, mean over places, one linear layer.
+    r"""Classifier on the last feature map of an invertible ResNet: ReLU, maybe a mean over places, one linear layer.
 
     ``flow`` is an [`InvertibleResNetModel`], so the features can be turned back into the image (`reconstruct`), and a density
     checkpoint can be the start of a classifier. ``config.density_weight`` adds the density's loss in nats per dimension.
@@ -889,7 +890,9 @@ class InvertibleResNetForImageClassification(PreTrainedModel):
         if not config.density_weight:
             # outside the loss: processes that train together would wait for its gradient
             self.flow.prior.requires_grad_(False)
-        self.classifier = nn.Linear(self.flow._last_shape()[0], config.num_labels)
+        shape = self.flow._last_shape()
+        size = shape[0] if config.feature_pooling == "mean" else math.prod(shape)
+        self.classifier = nn.Linear(size, config.num_labels)
         self.post_init()
 
     @torch.no_grad()
@@ -944,9 +947,11 @@ class InvertibleResNetForImageClassification(PreTrainedModel):
             latents, log_det = self.flow.encode(x)
         else:
             latents = self.flow.transform(x)
-        feature_map = F.relu(latents.view(-1, *self.flow._last_shape()))
-        pooled = feature_map.flatten(2).mean(2) if feature_map.ndim > 2 else feature_map
-        logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        features = F.relu(latents)
+        if self.config.feature_pooling == "mean":
+            channels = self.flow._last_shape()[0]
+            features = features.view(len(features), channels, -1).mean(2)
+        logits = self.classifier(features.to(self.classifier.weight.dtype))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits, labels)
