@@ -519,7 +519,8 @@ class InvertibleResNetModel(FlowPreTrainedModel):
         """From data to latents.
 
         Args:
-            x: ``(batch, *event_shape)``, continuous (see `dequantize`).
+            x: ``(batch, *event_shape)``, continuous (see `dequantize`). The logit transform takes values in
+                ``(-a, 1 + a)``, ``a = alpha / (1 - 2 alpha)``; others, which have no density, give NaN.
 
         Returns:
             latents ``(batch, D)`` and log |det df/dx| in nats, ``(batch,)``: by the training estimator in training (random,
@@ -732,9 +733,8 @@ class InvertibleResNetModel(FlowPreTrainedModel):
         rounding = 4 * len(self.steps) * eps * x.detach().double().flatten(1).norm(dim=1)
         converged = torch.stack(met).all(0) if met else torch.ones_like(error, dtype=torch.bool)
         if not converged.all():
-            worst = max(
-                _residual_norm(self.transform(x.detach()), latents).max().item() if not torch.compiler.is_compiling() else 0, 0
-            )
+            with torch.no_grad():
+                worst = _residual_norm(self.transform(x), latents).max().item()
             logger.warning(
                 f"the inverse of {int((~converged).sum())} of {len(converged)} examples did not converge to tol={tol:g} in "
                 f"max_iter={max_iter} evaluations: transform(x) misses the latents by up to {worst:.3g} (Euclidean norm)"
