@@ -141,7 +141,7 @@ class Trainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         variance = getattr(self.model, "log_det_variance", None)
-        if variance is not None and "loss" in logs:
+        if variance is not None and variance > 0 and "loss" in logs:
             logs["log_det_std"] = variance.item() ** 0.5  # of the training estimator, nats an example
         super().log(logs, *args, **kwargs)
         for name in ("loss", "eval_loss"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -326,3 +327,33 @@ def test_launch_configurations_are_read_by_accelerate(path):
     config = load_config_from_file(str(path))
     assert config.num_processes >= config.num_machines >= 1
     assert transformers.utils.is_accelerate_available()
+
+
+def test_the_noise_of_estimated_log_determinants_is_logged(tmp_path):
+    model = {"model_type": "invertible_resnet", "num_blocks": [1], "log_det_estimator": "roulette", "event_shape": [1, 8, 8]}
+    for estimator, seen in (("roulette", True), ("exact", False)):
+        recipe = tiny(tmp_path, "training.num_train_epochs=10", model=model | {"log_det_estimator": estimator})
+        folder = training.train(recipe, tmp_path / estimator)
+        state = max(folder.glob("checkpoints/*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+        history = json.loads(state.read_text())["log_history"]
+        values = [entry["log_det_std"] for entry in history if "log_det_std" in entry]
+        assert bool(values) == seen and all(0 < value < 100 for value in values)
+
+
+def test_shifted_training_resumes_to_the_same_weights(tmp_path):
+    model = {
+        "model_type": "invertible_resnet",
+        "auto_class": "AutoModelForImageClassification",
+        "event_shape": [1, 8, 8],
+        "block_type": "conv",
+        "num_blocks": [1],
+        "dequantization": "none",
+        "hidden_size": 8,
+    }
+    overrides = ("training.random_shift=1", "training.num_train_epochs=3", "training.save_total_limit=5")
+    whole = training.train(tiny(tmp_path, *overrides, model=model), tmp_path / "whole")
+    shutil.copytree(whole / "checkpoints" / "checkpoint-4", tmp_path / "resumed" / "checkpoints" / "checkpoint-4")
+    resume = (*overrides, "training.resume_from_checkpoint=true")
+    resumed = training.train(tiny(tmp_path, *resume, model=model), tmp_path / "resumed")
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
