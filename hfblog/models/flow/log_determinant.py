@@ -61,17 +61,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (_wide(a) * b).sum(tuple(range(2, a.ndim)))
 
 
-def exact_log_det(vjp: VJP, example: Tensor, max_bytes: int = 2**28) -> Tensor:
+def exact_log_det(vjp: VJP, example: Tensor, width: int, max_bytes: int = 2**28) -> Tensor:
     """Log-determinant of the dense Jacobian, ``(batch,)``, differentiable.
 
     Args:
         example: ``(batch, *shape)``, for shape, dtype and device.
-        max_bytes: without gradient, examples are taken in chunks of about this size.
+        width: most numbers that the network holds at once for one row of the Jacobian.
+        max_bytes: without gradient, examples are taken in chunks whose largest tensor is of about this size.
     """
     batch, size = len(example), example[0].numel()
     basis = torch.eye(size, dtype=example.dtype, device=example.device).view(size, 1, *example.shape[1:])
     identity = torch.eye(size, dtype=example.dtype, device=example.device)
-    chunk = batch if torch.is_grad_enabled() else max(1, max_bytes // (size * size * example.element_size()))
+    chunk = batch if torch.is_grad_enabled() else max(1, max_bytes // (size * width * example.element_size()))
     values = []
     for start in range(0, batch, chunk):
         jacobian = vjp(basis, slice(start, start + chunk)).flatten(2).transpose(0, 1)

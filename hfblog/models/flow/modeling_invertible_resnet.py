@@ -180,6 +180,11 @@ class ResidualBlock(nn.Module):
             x = layer.affine(x, weight)
         return x, slopes
 
+    def width(self, size: int) -> int:
+        """Most numbers that an evaluation holds for one example of ``size`` dimensions between two layers."""
+        places = size // self.layers[0].weight.shape[1]
+        return places * max(max(layer.weight.shape[:2]) for layer in self.layers)
+
     def vjp(self, v: Tensor, weights: list[Tensor], slopes: list[Tensor | None], rows: slice = ALL) -> Tensor:
         """``v J`` for ``(probes, batch, *shape)``: the network run backwards.
 
@@ -277,7 +282,7 @@ class LogDetSum:
             return block.vjp(v, fixed_weights, fixed_slopes, rows)
 
         if plan.method == "exact":
-            return exact_log_det(vjp, x)
+            return exact_log_det(vjp, x, block.width(x[0].numel()))
         probes = plan.probes(x, self.num_blocks).to(dtype)
         if probes.ndim == 5:
             probes = channels_last(probes.flatten(0, 1)).unflatten(0, probes.shape[:2])
@@ -630,14 +635,10 @@ class InvertibleResNetModel(FlowPreTrainedModel):
             )
 
     def _check_memory(self, hidden: Tensor) -> None:
-        """Refuse an exact log-determinant that would not fit, with the bytes that it needs."""
-        if torch.compiler.is_compiling():
+        """Refuse an exact log-determinant that would not fit, with the bytes that its first block needs."""
+        if torch.compiler.is_compiling() or not self.blocks:
             return
-        size, width = hidden[0].numel(), 0
-        for block in self.blocks:
-            for layer in block.layers:
-                places = math.prod(hidden.shape[2:]) if isinstance(layer, LipschitzConv2d) else 1
-                width = max(width, layer.weight.shape[0] * places, size)
+        size, width = hidden[0].numel(), self.blocks[0].width(hidden[0].numel())
         examples = len(hidden) * 2 * len(self.blocks) if torch.is_grad_enabled() else 1
         needed = examples * size * (size + width) * hidden.element_size()
         if hidden.device.type == "cuda":
