@@ -51,7 +51,7 @@ def solve_block(
     evaluations = torch.zeros(len(y), dtype=torch.long, device=y.device)
     met = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     factor = lipschitz / (1 - lipschitz)
-    rounding = 2 * torch.finfo(y.dtype).eps
+    rounding = 0.25 * torch.finfo(y.dtype).eps
 
     rows = torch.arange(len(y), device=y.device)
     target = proposal = best = solution

@@ -690,11 +690,11 @@ class InvertibleResNetModel(FlowPreTrainedModel):
         eps = torch.finfo(latents.dtype).eps
         tol = tol if tol is not None else config.inverse_tolerance
         if tol is None:
-            tol = 1e-12 if latents.dtype == torch.float64 else 1e-6
-        if tol < 4 * eps:
+            tol = 1e-13 if latents.dtype == torch.float64 else 1e-7
+        if tol < eps / 2:
             raise ValueError(
                 f"tol={tol:g} cannot be reached in {str(latents.dtype).removeprefix('torch.')}, whose rounding is {eps:.2g}; "
-                f"use at least {4 * eps:.2g}, or model.double() and float64 latents"
+                f"use at least {eps / 2:.2g}, or model.double() and float64 latents"
             )
         max_iter = max_iter if max_iter is not None else config.inverse_max_iterations
         if max_iter < 1:
