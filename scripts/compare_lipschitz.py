@@ -54,7 +54,7 @@ def main() -> None:
         "epochs": metrics["training"]["epochs"],
         "split": metrics["data"]["split"],
         "hardware": evaluation.hardware(),
-        "labels": {key: result["label"] for key, result in metrics["results"].items()},
+        "labels": {key: f"{result['label']} ({result['unit']})" for key, result in metrics["results"].items()},
         "rows": rows,
     }
     target = Path(arguments.into or arguments.work) / "lipschitz.json"

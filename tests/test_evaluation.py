@@ -242,13 +242,13 @@ def test_a_classifier_is_measured_and_its_images_come_back(tmp_path):
     (folder / "lipschitz.json").write_text(json.dumps(COEFFICIENTS))
     metrics = evaluation.evaluate(folder)
     rows = {row["label"]: row["error"] for row in metrics["comparisons"]}
-    assert rows["largest class"] == pytest.approx(0.9, abs=0.02) and rows["logistic regression on pixels"] < 0.1
-    assert metrics["results"]["error"]["value"] < 0.3
+    assert rows["largest class"] == pytest.approx(90, abs=2) and rows["logistic regression on pixels"] < 10
+    assert metrics["results"]["error"]["value"] < 30
     checks = {row["label"]: row["value"] for row in metrics["exactness"]}
     assert checks["largest certified Lipschitz constant of 2 blocks"] <= 0.9 + 1e-6
     assert checks["largest error of 100 images reconstructed from their features"] < 1e-4
     card = (folder / "README.md").read_text()
-    assert "pipeline_tag: image-classification" in card and "| none | 0.004 |" in card
+    assert "pipeline_tag: image-classification" in card and "| none | 0.410 |" in card
     exec(re.findall(r"```python\n(.*?)```", card, re.S)[0].replace('"tiny"', repr(str(folder))), {})
 
 
@@ -258,9 +258,9 @@ COEFFICIENTS = {
     "epochs": 6.0,
     "split": "test",
     "hardware": "a machine",
-    "labels": {"error": "error rate"},
+    "labels": {"error": "error rate (%)"},
     "rows": [
-        {"coefficient": "none", "error": 0.0041, "exactness": {}},
-        {"coefficient": "0.9", "error": 0.005, "exactness": {"largest error": 1e-6}},
+        {"coefficient": "none", "error": 0.41, "exactness": {}},
+        {"coefficient": "0.9", "error": 0.5, "exactness": {"largest error": 1e-6}},
     ],
 }
