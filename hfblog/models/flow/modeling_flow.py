@@ -215,8 +215,26 @@ class FlowPreTrainedModel(PreTrainedModel):
         """``(batch, D) -> (batch, *event_shape)``, the inverse of `encode`."""
         raise NotImplementedError(f"{type(self).__name__} does not define decode")
 
+    def _fit(self, x: Tensor) -> None:
+        """Set what depends on data from continuous x, ``(batch, *event_shape)``; `initialize` calls it where `_needs_data`."""
+
+    @torch.no_grad()
     def initialize(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> None:
-        """Set what depends on data from one batch ``(batch, *event_shape)``, once, before training."""
+        """Set what depends on data (scales, `ActNorm`) from one batch, once, before training.
+
+        Args:
+            pixel_values: ``(batch, *event_shape)``, a batch of training data as the image processor gives it.
+            generator: where the dequantisation noise is drawn from.
+
+        Raises:
+            ValueError: wrong shape, or fewer than two examples.
+        """
+        if self._needs_data:
+            if len(pixel_values) < 2:
+                raise ValueError(f"initialize needs at least 2 examples for a standard deviation, got {len(pixel_values)}")
+            if generator is None:
+                generator = torch.Generator().manual_seed(0)
+            self._fit(self.dequantize(pixel_values, generator=generator))
         self.initialized.fill_(True)
 
     # --- inputs ---

@@ -805,35 +805,19 @@ class InvertibleResNetModel(FlowPreTrainedModel):
                 x = x + residual
         return x, count, met
 
-    @torch.no_grad()
-    def initialize(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> None:
-        """Set every `ActNorm` from one batch, so that its output starts with mean 0 and standard deviation 1.
-
-        Args:
-            pixel_values: ``(batch, *event_shape)``, a batch of training data as the image processor gives it.
-            generator: where the dequantisation noise is drawn from.
-
-        Raises:
-            ValueError: wrong shape, or fewer than two examples.
-        """
-        if self._needs_data:
-            if len(pixel_values) < 2:
-                raise ValueError(f"initialize needs at least 2 examples for a standard deviation, got {len(pixel_values)}")
-            if generator is None:
-                generator = torch.Generator().manual_seed(0)
-            hidden, _ = self._enter(self.dequantize(pixel_values, generator=generator))
-            prepared = iter(self._scaled_weights())
-            for step in self.steps:
-                if isinstance(step, ActNorm):
-                    step.fit(hidden)
-                    hidden = step(hidden)[0]
-                elif isinstance(step, ResidualBlock):
-                    hidden = hidden + step(hidden, next(prepared)[0])[0]
-                elif isinstance(step, Split):
-                    hidden = hidden.chunk(2, dim=1)[1]
-                else:
-                    hidden = step(hidden)
-        super().initialize(pixel_values, generator)
+    def _fit(self, x: Tensor) -> None:
+        """Set every `ActNorm`, so that its output starts with mean 0 and standard deviation 1."""
+        hidden, _ = self._enter(x)
+        for step, prepared in self._steps_with_weights():
+            if isinstance(step, ActNorm):
+                step.fit(hidden)
+                hidden = step(hidden)[0]
+            elif isinstance(step, ResidualBlock):
+                hidden = hidden + step(hidden, prepared[0], wants_slopes=False)[0]
+            elif isinstance(step, Split):
+                hidden = hidden.chunk(2, dim=1)[1]
+            else:
+                hidden = step(hidden)
 
 
 def _residual_norm(a: Tensor, b: Tensor) -> Tensor:
@@ -905,7 +889,7 @@ class InvertibleResNetForImageClassification(PreTrainedModel):
             InvertibleResNetModel._init_weights(self.flow, module)
 
     def initialize(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> None:
-        """See [`InvertibleResNetModel.initialize`]."""
+        """See [`FlowPreTrainedModel.initialize`]."""
         self.flow.initialize(pixel_values, generator)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -247,30 +247,15 @@ class NiceFlowModel(FlowPreTrainedModel):
         # the spread of each latent direction, at the dimension that it takes the place of
         return self._decouple(torch.exp(-self.scaling.log_scale.detach())[None], shifted_back=False)
 
-    @torch.no_grad()
-    def initialize(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> None:
-        """Set the scaling from one batch, so that every latent starts with the prior's standard deviation.
+    def _fit(self, x: Tensor) -> None:
+        """Set the scaling, so that every latent starts with the prior's standard deviation.
 
         Adam moves each log-scale by about one learning rate a step, and it has far to go (to 1.6 ... 4.5 on the digits, 9
         on MNIST's empty border): from zero, training spends its first epochs on nothing else.
-
-        Args:
-            pixel_values: ``(batch, *event_shape)``, a batch of training data as the image processor gives it.
-            generator: where the dequantisation noise is drawn from.
-
-        Raises:
-            ValueError: wrong shape, or fewer than two examples.
         """
-        if self._needs_data:
-            if len(pixel_values) < 2:
-                raise ValueError(f"initialize needs at least 2 examples for a standard deviation, got {len(pixel_values)}")
-            if generator is None:
-                generator = torch.Generator().manual_seed(0)
-            hidden = self._couple(self.flatten(self.dequantize(pixel_values, generator=generator)))
-            # A constant dimension has no spread; the floor keeps its scale finite.
-            std = hidden.std(0).clamp_min(1e-3)
-            self.scaling.weight.copy_((math.log(self.prior.std) - std.log()) / self.scaling.factor)
-        super().initialize(pixel_values, generator)
+        # A constant dimension has no spread; the floor keeps its scale finite.
+        std = self._couple(self.flatten(x)).std(0).clamp_min(1e-3)
+        self.scaling.weight.copy_((math.log(self.prior.std) - std.log()) / self.scaling.factor)
 
 
 __all__ = ["NiceFlowModel"]
