@@ -181,7 +181,7 @@ def evaluate_density(run: EvaluationRun) -> dict[str, Any]:
             "no bound on a discrete likelihood, so no bits per dimension are stated, and the figure must not be compared "
             "with those of dequantised models."
         )
-    if config.prior == "normal" and not continuous:
+    if config.prior == "normal" and config.model_type == "nice_flow":
         constant = config.event_size / 2 * math.log(2 * math.pi)
         notes.append(
             f"In the article's convention, which drops the constant D/2 log 2 pi = {constant:.2f}, "
