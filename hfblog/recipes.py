@@ -280,8 +280,9 @@ class Recipe:
 
     @property
     def models_points(self) -> bool:
-        """Whether the examples are plain vectors, which need no processor."""
-        return image_processor_class(self.config_class) is not None and len(self.model.get("event_shape", (1, 1, 1))) != 3
+        """Whether the examples are plain vectors that were never quantised: they need no processor."""
+        is_flow = image_processor_class(self.config_class) is not None
+        return is_flow and len(self.model.get("event_shape", (1, 1, 1))) != 3 and self.model.get("num_levels", 256) is None
 
     def to_yaml(self) -> str:
         sections = {section: getattr(self, section) for section in SECTIONS if getattr(self, section)}
