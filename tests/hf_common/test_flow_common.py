@@ -109,3 +109,7 @@ class InvertibleResNetTester(FlowTester):
 
 class InvertibleResNetTest(FlowTests, unittest.TestCase):
     model_tester_class = InvertibleResNetTester
+
+    @unittest.skip("the buffers hold norms of the weights, which are random, so two initialisations differ")
+    def test_init_weights_can_init_buffers(self) -> None:
+        pass

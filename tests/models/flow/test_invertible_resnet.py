@@ -899,3 +899,15 @@ def test_a_certified_cut_of_the_roulette_changes_nothing_that_counts(monkeypatch
     whole, cut = draw(0.0), draw(1e-3)
     assert not torch.equal(whole, cut)
     assert (whole - cut).abs().max() <= 1e-3 * len(model.blocks)
+
+
+def test_initialisation_on_the_meta_device_certifies_the_norms():
+    """The buffers are a function of the weights: whatever weights are drawn, the norms are theirs."""
+    with torch.device("meta"):
+        model = InvertibleResNetModel(InvertibleResNetConfig(event_shape=(1, 8, 8), **IMAGES))
+    model.to_empty(device="cpu").init_weights()
+    assert (model.eval().lipschitz_certificate() <= 0.9 + 1e-6).all()
+    for block in model.blocks:
+        for layer in block.layers:
+            norm = layer.largest_singular(layer.weight.detach().double())[2]
+            torch.testing.assert_close(layer.norm.double(), norm, rtol=1e-5, atol=0)
