@@ -177,6 +177,11 @@ class InvertibleResNetConfig(FlowConfig):
         """Whether scale ``scale`` starts with a space-to-depth step."""
         return self.block_type == "conv" and self.squeeze and (scale > 0 or self.squeeze_first)
 
+    def _check_at_least(self, **lows: int) -> None:
+        for name, low in lows.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+
     def validate_lipschitz(self):
         check_choice("coeff_scope", self.coeff_scope, COEFF_SCOPES)
         if self.hidden_act in STEEP_ACTIVATIONS:
@@ -202,16 +207,14 @@ class InvertibleResNetConfig(FlowConfig):
         check_choice("block_type", self.block_type, BLOCK_TYPES)
         check_choice("feature_pooling", self.feature_pooling, FEATURE_POOLINGS)
         check_choice("data_transform", self.data_transform, DATA_TRANSFORMS)
-        for name, low in (
-            ("hidden_size", 1),
-            ("num_hidden_layers", 0),
-            ("num_power_iterations", 1),
-            ("num_dense_blocks", 0),
-            ("dense_hidden_size", 1),
-            ("injective_padding", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        self._check_at_least(
+            hidden_size=1,
+            num_hidden_layers=0,
+            num_power_iterations=1,
+            num_dense_blocks=0,
+            dense_hidden_size=1,
+            injective_padding=0,
+        )
         if not self.num_blocks or any(count < 0 for count in self.num_blocks):
             raise ValueError(f"num_blocks={self.num_blocks!r} must hold one count per scale, none negative")
         if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
@@ -252,16 +255,14 @@ class InvertibleResNetConfig(FlowConfig):
     def validate_estimators(self):
         check_choice("log_det_estimator", self.log_det_estimator, LOG_DET_ESTIMATORS)
         check_choice("trace_distribution", self.trace_distribution, TRACE_DISTRIBUTIONS)
-        for name, low in (
-            ("exact_log_det_size", 0),
-            ("num_series_terms", 1),
-            ("num_exact_terms", 0),
-            ("num_trace_samples", 1),
-            ("inverse_max_iterations", 1),
-            ("anderson_depth", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        self._check_at_least(
+            exact_log_det_size=0,
+            num_series_terms=1,
+            num_exact_terms=0,
+            num_trace_samples=1,
+            inverse_max_iterations=1,
+            anderson_depth=0,
+        )
         stop = self.roulette_stop_probability
         if stop is not None and not 0 < stop < 1:
             raise ValueError(f"roulette_stop_probability={stop} must lie between 0 and 1")
