@@ -354,13 +354,15 @@ def prepare_texts(
     *,
     text_column: str | None = None,
     label_column: str | list[str] | None = None,
+    label_name: str = "condition_ids",
     max_length: int = 128,
     split_long: bool = False,
 ) -> Dataset:
-    """Tokenise a data set once: columns ``input_ids``, ``attention_mask`` and, where there are classes, ``condition_ids``.
+    """Tokenise a data set once: columns ``input_ids``, ``attention_mask`` and, where there are classes, ``label_name``.
 
     Args:
-        label_column: class column; several make several attributes, ``condition_ids`` of ``(attributes,)``.
+        label_column: class column; several make several attributes, one row of ``(attributes,)`` an example.
+        label_name: under which name the model takes the classes.
         max_length: longest text in tokens, with the special ones.
         split_long: cut longer texts at punctuation, every part under the condition of the whole; otherwise they lose
             their end.
@@ -383,9 +385,9 @@ def prepare_texts(
         encoded = tokenizer(texts, truncation=True, max_length=max_length)
         columns = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         if len(labels) == 1:
-            columns["condition_ids"] = [batch[labels[0]][row] for row in rows]
+            columns[label_name] = [batch[labels[0]][row] for row in rows]
         elif labels:
-            columns["condition_ids"] = [[batch[name][row] for name in labels] for row in rows]
+            columns[label_name] = [[batch[name][row] for name in labels] for row in rows]
         return columns
 
     return dataset.map(process, batched=True, remove_columns=dataset.column_names, desc="Preparing texts")

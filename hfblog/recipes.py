@@ -27,6 +27,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -169,10 +170,10 @@ class DensityEvaluationArguments(EvaluationArguments):
 
 @dataclass
 class ClassificationEvaluationArguments(EvaluationArguments):
-    """Evaluation of an image classifier.
+    """Evaluation of a classifier of images or texts.
 
     Args:
-        inverse_examples: test images that are turned into features and back.
+        inverse_examples: test images that are turned into features and back, where the model is invertible.
     """
 
     inverse_examples: int = 100
@@ -252,6 +253,9 @@ class Recipe:
     def build_config(self, **derived: Any) -> PreTrainedConfig:
         """The configuration; ``derived`` are fields that follow from the data, where the recipe does not set them."""
         settings = derived | self.model_settings
+        for name, value in derived.items():
+            if isinstance(value, dict):  # a nested configuration
+                settings[name] = value | settings[name]
         try:
             if "preset" in self.model:
                 return self.config_class.from_preset(self.model["preset"], **settings)
@@ -270,18 +274,30 @@ class Recipe:
     @property
     def evaluation_arguments(self) -> type[EvaluationArguments]:
         """The class of the evaluation section."""
-        if self.classifies_images:
+        if self.classifies:
             return ClassificationEvaluationArguments
-        return DensityEvaluationArguments if image_processor_class(self.config_class) else GenerationEvaluationArguments
+        return GenerationEvaluationArguments if self.image_processor_class is None else DensityEvaluationArguments
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the examples have one class each, which the model is to name."""
+        return self.classifies_images or self.auto_class is transformers.AutoModelForSequenceClassification
 
     @property
     def classifies_images(self) -> bool:
         return self.auto_class is transformers.AutoModelForImageClassification
 
     @property
+    def image_processor_class(self) -> type | None:
+        """The image processor of a model whose examples are images; None where they are texts."""
+        if self.auto_class is transformers.AutoModelForSequenceClassification:
+            return None
+        return image_processor_class(self.config_class)
+
+    @property
     def models_points(self) -> bool:
         """Whether the examples are plain vectors that were never quantised: they need no processor."""
-        is_flow = image_processor_class(self.config_class) is not None
+        is_flow = self.image_processor_class is not None
         return is_flow and len(self.model.get("event_shape", (1, 1, 1))) != 3 and self.model.get("num_levels", 256) is None
 
     def to_yaml(self) -> str:
@@ -344,7 +360,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     _refuse_unknown("training", recipe.training, {f.name for f in fields(TrainingArguments) if f.init})
     _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(recipe.evaluation_arguments)})
     _refuse_unknown("card", recipe.card, set(hub.CARD_KEYS))
-    processor_class = image_processor_class(recipe.config_class)
+    processor_class = recipe.image_processor_class
     _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else TextArguments))
     return recipe
 
@@ -390,22 +406,23 @@ def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
     """
     if recipe.models_points:
         return recipe.new_model(recipe.build_config()), None
-    processor_class = image_processor_class(recipe.config_class)
-    if processor_class is not None:
-        derived: dict[str, Any] = {}
-        if recipe.classifies_images:
-            names = data["train"].features[find_column(data["train"], ClassLabel, recipe.data.get("label_column"))].names
-            derived = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    derived = class_names(recipe, data["train"]) if recipe.classifies else {}
+    if recipe.image_processor_class is not None:
         config = recipe.build_config(**derived)
-        return recipe.new_model(config), processor_class.from_model_config(config, **recipe.processor)
-    return _build_text_model(recipe, data["train"])
+        return recipe.new_model(config), recipe.image_processor_class.from_model_config(config, **recipe.processor)
+    return _build_text_model(recipe, data["train"], derived)
 
 
-def _build_text_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, Any]:
+def class_names(recipe: Recipe, train: Dataset) -> dict[str, Any]:
+    """The classes of a data set as a classifier's configuration has them."""
+    names = train.features[find_column(train, ClassLabel, recipe.data.get("label_column"))].names
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     text = TextArguments(**recipe.processor)
     texts = train[text_column_of(train, recipe.data.get("text_column"))]
-    derived: dict[str, Any] = {}
-    if recipe.model.get("vision_config") is None:
+    if not recipe.classifies and recipe.model.get("vision_config") is None:
         names = [train.features[column].names for column in condition_columns(train, recipe.data.get("label_column"))]
         if names:
             derived["condition_labels"] = names[0] if len(names) == 1 else names
@@ -430,7 +447,10 @@ def _build_text_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, 
         model = model_class.from_pretrained(start, **(derived | special | recipe.model_settings | recipe.kernel_settings))
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
-        model = recipe.new_model(recipe.build_config(**(derived | special | size)))
+        fitting = special | size
+        model = recipe.new_model(
+            recipe.build_config(**derived, **({"encoder_config": fitting} if "encoder_config" in recipe.model else fitting))
+        )
     if text.prune_vocab:
         tokenizer = model.prune_vocab(tokenizer, texts, min_count=text.min_count)
     if recipe.model.get("freeze_backbone"):
@@ -438,7 +458,7 @@ def _build_text_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, 
     if model.can_generate():
         never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id]
         model.generation_config.suppress_tokens = sorted(index for index in never if index is not None)
-    if model.config.vision_config is None:
+    if getattr(model.config, "vision_config", None) is None:
         return model, tokenizer
     return model, build_captioning_processor(model.config.vision_config, tokenizer, text.image_size)
 
@@ -447,7 +467,7 @@ def load_processor(recipe: Recipe, folder: str | Path) -> Any:
     """The processor or tokenizer that a trained folder holds; None where the examples are plain vectors."""
     if recipe.models_points:
         return None
-    if image_processor_class(recipe.config_class) is not None:
+    if recipe.image_processor_class is not None:
         return AutoImageProcessor.from_pretrained(folder)
     loader = AutoTokenizer if recipe.model.get("vision_config") is None else AutoProcessor
     return loader.from_pretrained(folder)
@@ -458,7 +478,7 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
     if recipe.models_points:
         return prepare_points(data[split], recipe.data.get("point_column"))
     columns = {key: recipe.data.get(key) for key in ("image_column", "label_column", "text_column")}
-    if image_processor_class(recipe.config_class) is not None:
+    if recipe.image_processor_class is not None:
         return prepare_images(data[split], processor, columns["image_column"], columns["label_column"])
     text = TextArguments(**recipe.processor)
     if recipe.model.get("vision_config") is not None:
@@ -468,14 +488,17 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
         processor,
         text_column=columns["text_column"],
         label_column=columns["label_column"],
+        label_name="labels" if recipe.classifies else "condition_ids",
         max_length=text.max_length,
         split_long=text.split_long,
     )
 
 
-def data_collator(processor: Any) -> Any:
-    """What makes a batch of prepared examples: padding and labels for texts, else the Trainer's own."""
-    return DataCollatorForLanguageModeling(processor, mlm=False) if isinstance(processor, PreTrainedTokenizerBase) else None
+def data_collator(recipe: Recipe, processor: Any) -> Any:
+    """What makes a batch of prepared examples: padding for texts, and labels where they are written; else the Trainer's own."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return None
+    return DataCollatorWithPadding(processor) if recipe.classifies else DataCollatorForLanguageModeling(processor, mlm=False)
 
 
 @dataclass

@@ -291,8 +291,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         train_dataset=prepared["train"],
         eval_dataset=prepared["validation"],
         processing_class=processor,
-        data_collator=data_collator(processor),
-        compute_metrics=accuracy if recipe.classifies_images else None,
+        data_collator=data_collator(recipe, processor),
+        compute_metrics=accuracy if recipe.classifies else None,
     )
     if arguments.log_samples and hasattr(model, "sample") and processor is not None:
         trainer.add_callback(SampleGridCallback(trainer, processor, arguments.log_samples))

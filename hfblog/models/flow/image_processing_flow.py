@@ -64,19 +64,23 @@ class FlowImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_model_config(cls, config: Any, **overrides: Any) -> FlowImageProcessor:
-        """The processor that fits a flow over images.
+        """The processor that fits a model over images: a density's event, or a classifier's ``image_size`` (None for any).
 
         Raises:
-            ValueError: the flow's events are not images.
+            ValueError: the model's inputs are not images.
         """
-        shape = tuple(config.event_shape)
-        if len(shape) != 3 or shape[0] not in (1, 3) or config.num_levels is None:
-            raise ValueError(
-                f"event_shape={shape} with num_levels={config.num_levels} is not that of grey or colour images; an image "
-                "processor needs (1 or 3, height, width) and a number of levels"
-            )
-        settings = {"size": {"height": shape[1], "width": shape[2]}, "num_channels": shape[0], "num_levels": config.num_levels}
-        return cls(**(settings | overrides))
+        if hasattr(config, "event_shape"):
+            shape, num_levels = tuple(config.event_shape), config.num_levels
+            if len(shape) != 3 or shape[0] not in (1, 3) or num_levels is None:
+                raise ValueError(
+                    f"event_shape={shape} with num_levels={num_levels} is not that of grey or colour images; an image "
+                    "processor needs (1 or 3, height, width) and a number of levels"
+                )
+            num_channels, height_and_width = shape[0], shape[1:]
+        else:
+            num_channels, height_and_width, num_levels = config.num_channels, config.height_and_width, 256
+        size = None if height_and_width is None else dict(zip(("height", "width"), height_and_width, strict=True))
+        return cls(**({"size": size, "num_channels": num_channels, "num_levels": num_levels} | overrides))
 
     def preprocess(
         self,
