@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from . import hub
-from .evaluation_classification import evaluate_classification
+from .evaluation_capsule import evaluate_capsules_on_images, evaluate_capsules_on_texts
+from .evaluation_classification import evaluate_invertible_classifier
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
+from .models.capsule import CapsuleForImageClassification, CapsuleForSequenceClassification
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
 from .pictures import curve_picture
@@ -70,10 +72,11 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
     measured = find_evaluator(model)(EvaluationRun(model, processor, splits, prepared, arguments, folder, recipe))
     training_file = folder / "training.json"
     training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
+    loss = measured.pop("loss", "validation loss (nats)")
     if training and training["curve"]:
-        curve_picture(training["curve"], folder / "curve.png")
+        curve_picture(training["curve"], folder / "curve.png", loss)
         noise = ", under one fixed draw of the noise" if getattr(model.config, "dequantization", "") == "uniform" else ""
-        measured["pictures"].append({"file": "curve.png", "caption": f"Validation loss in nats by epoch{noise}"})
+        measured["pictures"].append({"file": "curve.png", "caption": f"{loss.capitalize()} by epoch{noise}"})
     published = [
         {("label" if key == "name" else key): value for key, value in row.items()} for row in recipe.card.get("published", [])
     ]
@@ -140,7 +143,9 @@ def find_evaluator(model: torch.nn.Module) -> Callable[..., dict[str, Any]]:
 
 
 EVALUATORS = {
-    InvertibleResNetForImageClassification: evaluate_classification,
+    CapsuleForImageClassification: evaluate_capsules_on_images,
+    CapsuleForSequenceClassification: evaluate_capsules_on_texts,
+    InvertibleResNetForImageClassification: evaluate_invertible_classifier,
     FlowPreTrainedModel: evaluate_density,
     ConditionalLNBertForGeneration: evaluate_generation,
 }

@@ -1,4 +1,4 @@
-"""Evaluation of image classifiers: accuracy beside trivial and linear baselines, certificates, and the way back."""
+"""Evaluation of classifiers: errors beside trivial and linear baselines; certificates and inverse of invertible ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,43 @@ from .recipes import EvaluationRun
 
 
 @torch.no_grad()
-def predictions(model: torch.nn.Module, pixel_values: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(examples, num_labels)`` on the CPU."""
-    batches = tqdm(pixel_values.split(batch_size), desc="Classifying", unit="batch")
-    return torch.cat([model(batch.to(model.device)).logits.float().cpu() for batch in batches])
+def predictions(model: torch.nn.Module, examples: Any, batch_size: int, **options: Any) -> dict[str, Tensor]:
+    """The model's outputs on the CPU, joined over batches.
+
+    Args:
+        examples: prepared examples without labels: columns of tensors, or a list of batches.
+        options: further arguments of the model.
+    """
+    if isinstance(examples, dict):
+        columns = {name: values.split(batch_size) for name, values in examples.items()}
+        examples = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+    found: dict[str, list[Tensor]] = {}
+    for batch in tqdm(examples, desc="Classifying", unit="batch"):
+        output = model(**{name: values.to(model.device) for name, values in batch.items()}, **options)
+        for name, value in output.items():
+            found.setdefault(name, []).append(value.float().cpu())
+    return {name: torch.cat(values) for name, values in found.items() if values[0].ndim}
+
+
+def reported_images(run: EvaluationRun) -> tuple[Tensor, Tensor]:
+    """Images and classes of the reported split."""
+    test = run.prepared[run.arguments.split][:]
+    return test["pixel_values"][: run.arguments.max_examples], test["labels"][: run.arguments.max_examples]
+
+
+def error_result(wrong: Tensor) -> dict[str, Any]:
+    """The error rate in percent with the standard error of a proportion."""
+    error = wrong.double().mean().item()
+    return {
+        "label": "error rate",
+        "unit": "%",
+        "value": 100 * error,
+        "stderr": 100 * math.sqrt(error * (1 - error) / len(wrong)),
+    }
+
+
+def error_note(wrong: Tensor, what: str) -> str:
+    return f"{int(wrong.sum())} of {len(wrong):,} {what} are wrong; the standard error is that of a proportion."
 
 
 def baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
@@ -44,37 +77,36 @@ def baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
     ]
 
 
-def evaluate_classification(run: EvaluationRun) -> dict[str, Any]:
+def mistakes_picture(run: EvaluationRun, pixel_values: Tensor, labels: Tensor, logits: Tensor) -> list[dict[str, str]]:
+    """The first misclassified images, if there are any."""
+    wrong = logits.argmax(1) != labels
+    mistakes = pixel_values[wrong][:40]
+    if not len(mistakes):
+        return []
+    image_grid(run.processor.post_process(mistakes), columns=10).save(run.folder / "mistakes.png", optimize=True)
+    names = run.model.config.id2label
+    pairs = zip(labels[wrong][:40].tolist(), logits.argmax(1)[wrong][:40].tolist(), strict=True)
+    listed = ", ".join(f"{names[true]}→{names[given]}" for true, given in pairs)
+    return [{"file": "mistakes.png", "caption": f"Misclassified test images, row by row true→given: {listed}"}]
+
+
+def evaluate_invertible_classifier(run: EvaluationRun) -> dict[str, Any]:
     """Test error, baselines, certificates and the inverse of an invertible classifier."""
     model: InvertibleResNetForImageClassification = run.model
     arguments, config = run.arguments, run.model.config
     model.eval()
-    test = run.prepared[arguments.split][:]
-    pixel_values, labels = (test[name][: arguments.max_examples] for name in ("pixel_values", "labels"))
-    logits = predictions(model, pixel_values, arguments.batch_size)
+    pixel_values, labels = reported_images(run)
+    logits = predictions(model, {"pixel_values": pixel_values}, arguments.batch_size)["logits"]
     wrong = logits.argmax(1) != labels
-    error = wrong.double().mean().item()
     results = {
-        "error": {
-            "label": "error rate",
-            "unit": "%",
-            "value": 100 * error,
-            "stderr": 100 * math.sqrt(error * (1 - error) / len(wrong)),
-        },
+        "error": error_result(wrong),
         "cross_entropy": {
             "label": "cross-entropy",
             "unit": "nats",
             "value": torch.nn.functional.cross_entropy(logits, labels).item(),
         },
     }
-    notes = [f"{int(wrong.sum())} of {len(wrong):,} images are wrong; the standard error is that of a proportion."]
-    exactness, pictures = [], []
-    mistakes = pixel_values[wrong][:40]
-    if len(mistakes):
-        image_grid(run.processor.post_process(mistakes), columns=10).save(run.folder / "mistakes.png", optimize=True)
-        pairs = zip(labels[wrong][:40].tolist(), logits.argmax(1)[wrong][:40].tolist(), strict=True)
-        names = ", ".join(f"{config.id2label[true]}→{config.id2label[given]}" for true, given in pairs)
-        pictures.append({"file": "mistakes.png", "caption": f"Misclassified test images, row by row true→given: {names}"})
+    exactness, pictures = [], mistakes_picture(run, pixel_values, labels, logits)
     if config.lipschitz_coeff is not None:
         exactness, picture = inverse_report(run, pixel_values[: arguments.inverse_examples].to(model.device))
         pictures.append(picture)
@@ -82,7 +114,7 @@ def evaluate_classification(run: EvaluationRun) -> dict[str, Any]:
         "description": f"{len(wrong):,} images of the {arguments.split} split.",
         "results": results,
         "baselines": baseline_errors(run),
-        "notes": notes,
+        "notes": [error_note(wrong, "images")],
         "exactness": exactness,
         "pictures": pictures,
         "tables": coefficient_table(run.folder),

@@ -36,7 +36,7 @@ def plot(x_label: str, y_label: str):
     return figure, axes
 
 
-def curve_picture(curve: list[dict[str, float]], path: Path) -> None:
-    figure, axes = plot("epoch", "validation loss (nats)")
+def curve_picture(curve: list[dict[str, float]], path: Path, loss: str = "validation loss (nats)") -> None:
+    figure, axes = plot("epoch", loss)
     axes.plot([point["epoch"] for point in curve], [point["validation_loss"] for point in curve])
     figure.savefig(path)

@@ -174,11 +174,13 @@ class ClassificationEvaluationArguments(EvaluationArguments):
 
     Args:
         inverse_examples: test images that are turned into features and back, where the model is invertible.
+        pair_shuffles: shuffled copies on which test images are stacked, where the model takes two objects in one image.
     """
 
     inverse_examples: int = 100
+    pair_shuffles: int = 1
 
-    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"inverse_examples": 1}
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"inverse_examples": 1, "pair_shuffles": 1}
 
 
 @dataclass
@@ -495,7 +497,7 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
 
 
 def data_collator(recipe: Recipe, processor: Any) -> Any:
-    """What makes a batch of prepared examples: padding for texts, and labels where they are written; else the Trainer's own."""
+    """What makes a batch of prepared examples: padding for texts, and labels where they are written; else the default."""
     if not isinstance(processor, PreTrainedTokenizerBase):
         return None
     return DataCollatorWithPadding(processor) if recipe.classifies else DataCollatorForLanguageModeling(processor, mlm=False)

@@ -32,7 +32,7 @@ def time_in_turns(folders: dict[str, Path], recipe: recipes.Recipe, rounds: int)
     data = recipes.load_data_of(recipe)
     tokenizer = recipes.load_processor(recipe, next(iter(folders.values())))
     prepared = recipes.prepare_split(data, "validation", recipe, tokenizer)
-    batch = recipes.data_collator(tokenizer)([prepared[row] for row in range(32)])
+    batch = recipes.data_collator(recipe, tokenizer)([prepared[row] for row in range(32)])
     models = {way: recipe.auto_class.from_pretrained(folder, **recipe.kernel_settings) for way, folder in folders.items()}
     optimizers = {way: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for way, model in models.items()}
     figures: dict[str, list[tuple[float, float]]] = {way: [] for way in models}

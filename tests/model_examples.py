@@ -7,7 +7,7 @@ randomness stated, so that a loss is a function of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +21,18 @@ class ModelExample:
     config: dict[str, Any]
     # size, name of the Auto class -> batch
     batch: Callable[[int, str], dict[str, Tensor]]
-    processor: Callable[[], Any]
+    # name of the Auto class -> processor or tokenizer
+    processor: Callable[[str], Any]
     # configuration values that must be refused
     wrong: tuple[dict[str, Any], ...]
     # Auto classes of bare networks, which compute no loss
     without_loss: tuple[str, ...] = ()
+    # what differs in the configuration of single Auto classes
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def settings(self, auto_name: str) -> dict[str, Any]:
+        """The configuration for one Auto class."""
+        return self.config | self.changes.get(auto_name, {})
 
 
 def _images(size: int, auto_name: str) -> dict[str, Tensor]:
@@ -56,7 +63,73 @@ def _texts(size: int, auto_name: str) -> dict[str, Tensor]:
     return batch
 
 
+def _tokenizer(auto_name: str) -> Any:
+    return train_tokenizer(["手机很好。", "a good phone"] * 2, vocab_size=40)
+
+
+def _images_or_texts(size: int, auto_name: str) -> dict[str, Tensor]:
+    """What a classifier of either takes: no noise, no condition."""
+    kind = _texts if auto_name == "AutoModelForSequenceClassification" else _labelled_images
+    batch = kind(size, auto_name)
+    return {name: values for name, values in batch.items() if name not in ("noise", "condition_ids")}
+
+
+def _image_processor_or_tokenizer(auto_name: str) -> Any:
+    if auto_name == "AutoModelForSequenceClassification":
+        return _tokenizer(auto_name)
+    return FlowImageProcessor(size={"height": 4, "width": 4})
+
+
 EXAMPLES = {
+    "capsule": ModelExample(
+        config={"conv_channels": [6, 8], "conv_padding": True, "pool_after": 1, "capsule_dim": 5, "num_labels": 3},
+        changes={
+            "AutoModelForImageClassification": {
+                "image_size": 4,
+                "primary_capsule_dim": 4,
+                "weight_layout": "full",
+                "routing_type": "hinton",
+                "use_decoder": True,
+                "decoder_hidden_sizes": [7],
+            },
+            "AutoModelForSequenceClassification": {
+                "encoder_config": {
+                    "model_type": "bert",
+                    "vocab_size": 40,
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 24,
+                    "max_position_embeddings": 12,
+                    "hidden_dropout_prob": 0.0,
+                    "attention_probs_dropout_prob": 0.0,
+                },
+                "weight_layout": "factored",
+                "num_input_capsules": 12,
+                "num_labels": 2,
+            },
+        },
+        batch=_images_or_texts,
+        processor=_image_processor_or_tokenizer,
+        wrong=(
+            {"routing_type": "em"},
+            {"routing_iterations": 0},
+            {"weight_layout": "full"},
+            {"squash_type": "relu"},
+            {"pooling": "max"},
+            {"capsule_dim": "5"},
+            {"conv_kernel_sizes": [3, 3, 3]},
+            {"conv_kernel_sizes": 4},
+            {"image_size": 0},
+            {"primary_capsule_dim": 3},
+            {"factor_dim": 4},
+            {"use_decoder": True},
+            {"margin_negative": 0.9},
+            {"routing_temperature": 0.0},
+            {"num_input_capsules": 5, "image_size": 4, "weight_layout": "factored"},
+        ),
+        without_loss=("AutoModel",),
+    ),
     "conditional_ln_bert": ModelExample(
         config={
             "vocab_size": 40,
@@ -75,7 +148,7 @@ EXAMPLES = {
             "eos_token_id": 3,
         },
         batch=_texts,
-        processor=lambda: train_tokenizer(["手机很好。", "a good phone"] * 2, vocab_size=40),
+        processor=_tokenizer,
         wrong=(
             {"attention_type": "diagonal"},
             {"conditioning": "wish"},
@@ -108,7 +181,7 @@ EXAMPLES = {
             "num_labels": 3,
         },
         batch=_labelled_images,
-        processor=lambda: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
+        processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
         wrong=(
             {"lipschitz_coeff": 1.0},
             {"lipschitz_coeff": 1.5},
@@ -138,7 +211,7 @@ EXAMPLES = {
             "coupling_init": "glorot",
         },
         batch=_images,
-        processor=lambda: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
+        processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
         wrong=({"prior": "cauchy"}, {"hidden_size": "12"}, {"num_coupling_layers": True}, {"event_shape": ()}),
     ),
 }

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
 def build(model_type: str, auto_name: str, **changes) -> transformers.PreTrainedModel:
     """A fresh model with a configuration of its own, ready to be trained."""
-    config = transformers.AutoConfig.for_model(model_type, **(EXAMPLES[model_type].config | changes))
+    config = transformers.AutoConfig.for_model(model_type, **(EXAMPLES[model_type].settings(auto_name) | changes))
     torch.manual_seed(0)
     model = getattr(transformers, auto_name).from_config(config)
     if hasattr(model, "initialize"):
@@ -97,7 +97,7 @@ def test_a_model_with_missing_weights_is_initialised_like_a_new_one(model_type, 
 def test_all_state_is_in_the_checkpoint(model_type, auto_name):
     with torch.device("meta"):
         model = getattr(transformers, auto_name).from_config(
-            transformers.AutoConfig.for_model(model_type, **EXAMPLES[model_type].config)
+            transformers.AutoConfig.for_model(model_type, **EXAMPLES[model_type].settings(auto_name))
         )
     saved = set(model.state_dict())
     assert {name for name, _ in model.named_buffers()} <= saved
@@ -301,7 +301,7 @@ def test_loads_in_a_fresh_process(model_type, auto_name, installed, tmp_path, ru
     """Bit-identical with hfblog installed, and from the saved folder alone as remote code where it is not."""
     model = build(model_type, auto_name)
     batch = EXAMPLES[model_type].batch(4, auto_name)
-    hub.export(model, tmp_path / "model", EXAMPLES[model_type].processor())
+    hub.export(model, tmp_path / "model", EXAMPLES[model_type].processor(auto_name))
     torch.save(batch, tmp_path / "batch.pt")
     run_python(
         LOAD_AND_RUN,

@@ -436,8 +436,8 @@ class CapsuleModel(CapsulePreTrainedModel):
         given, known = tuple(pixel_values.shape[2:]), config.height_and_width
         if known is not None and given != known and config.weight_layout != "shared" and config.pooling != "mean":
             raise ValueError(
-                f"weight_layout={config.weight_layout!r} has a matrix for each place of images of {known[0]}x{known[1]} pixels "
-                f"(height x width), got {given[0]}x{given[1]}; only 'shared' weights take images of any size"
+                f"weight_layout={config.weight_layout!r} has a matrix for each place of an image of {known[0]}x{known[1]} "
+                f"pixels (height x width), got {given[0]}x{given[1]}; only 'shared' weights take images of any size"
             )
         config.conv_output_size(*given)
 

@@ -155,11 +155,13 @@ class FullPredictions(Predictions):
 
     def __init__(self, inputs: Tensor, weight: Tensor, mask: Tensor | None = None):
         super().__init__(mask)
-        self.fused = assign_forward is not None and inputs.device.type == "cpu" and not torch.compiler.is_compiling()
-        if self.fused and inputs.dtype != torch.float64:
-            inputs, weight = inputs.float(), weight.float()
-        elif torch.is_autocast_enabled(inputs.device.type):
-            dtype = torch.get_autocast_dtype(inputs.device.type)
+        device = inputs.device.type
+        self.fused = assign_forward is not None and device == "cpu" and not torch.compiler.is_compiling()
+        if device == "cpu":
+            # float32 at least: what is not a matrix product is slower in half precision
+            inputs, weight = exact(inputs), exact(weight)
+        elif torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
             inputs, weight = inputs.to(dtype), weight.to(dtype)
         self.inputs, self.weight = inputs, weight
 
