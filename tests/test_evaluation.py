@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from scipy import stats
-from test_training import TINY, tiny
+from test_training import TINY, tiny, tiny_model
 from transformers import AutoModel
 
 from hfblog import NiceFlowConfig, NiceFlowModel, evaluation, evaluation_density, hub, pictures, recipes, training
@@ -170,12 +169,8 @@ def test_image_grid():
 
 
 def invertible(folder: Path, **sections: dict) -> recipes.Recipe:
-    base = {"model_type": "invertible_resnet", "hidden_size": 8}
-    model = sections.pop("model")
-    path = folder / "tiny.yaml"
-    content = {"model": base | model, "data": TINY["data"], "training": TINY["training"] | {"num_train_epochs": 2}} | sections
-    path.write_text(yaml.safe_dump(content))
-    return recipes.load_recipe(path)
+    model = {"model_type": "invertible_resnet", "hidden_size": 8} | sections.pop("model")
+    return tiny_model(folder, model, **{"training": TINY["training"] | {"num_train_epochs": 2}} | sections)
 
 
 def test_a_density_of_points_stands_beside_the_law_they_come_from(tmp_path):

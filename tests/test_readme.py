@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import test_text
-from test_training import tiny
+from test_training import tiny, tiny_model
 
 import hfblog.data
+import hfblog.models.capsule as capsule
 import hfblog.models.conditional_ln_bert as conditional
 import hfblog.models.flow as flow
 from hfblog import hub, recipes, training
@@ -30,6 +31,13 @@ def test_snippets_run(tmp_path, monkeypatch):
     invertible = {"model_type": "invertible_resnet", "num_blocks": [2]}
     recipe = tiny(tmp_path, "training.num_train_epochs=1", model=invertible)
     training.train(recipe, "outputs/invertible_resnet_digits")
+    capsules = {
+        "model_type": "capsule",
+        "auto_class": "AutoModelForImageClassification",
+        "conv_channels": [4],
+        "pool_after": None,
+    }
+    training.train(tiny_model(tmp_path, capsules, "training.num_train_epochs=1"), "outputs/capsule_digits")
     training.train(test_text.tiny(tmp_path, "training.num_train_epochs=1"), "outputs/conditional_ln_bert_reviews")
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippets) >= 3
@@ -40,6 +48,8 @@ def test_snippets_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "module",
     [
+        capsule.configuration_capsule,
+        capsule.modeling_capsule,
         flow.configuration_invertible_resnet,
         flow.modeling_invertible_resnet,
         flow.configuration_nice_flow,

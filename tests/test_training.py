@@ -54,6 +54,13 @@ def tiny(folder: Path, *overrides: str, **sections: dict) -> recipes.Recipe:
     return recipes.load_recipe(write_recipe(folder, **sections), overrides)
 
 
+def tiny_model(folder: Path, model: dict, *overrides: str, **sections: dict) -> recipes.Recipe:
+    """A recipe of another model on the same data."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"data": TINY["data"], "training": TINY["training"], "model": model} | sections))
+    return recipes.load_recipe(path, overrides)
+
+
 # --- recipes ---
 
 

@@ -179,7 +179,8 @@ class FullPredictions(Predictions):
 
     def assign(self, query: Tensor, detach: bool = False) -> Tensor:
         function = FusedAssignment if self.fused else BlockwiseAssignment
-        return function.apply(self.inputs, self.weight, query.to(self.weight.dtype), self.mask, detach)
+        with torch.autocast(self.inputs.device.type, enabled=False):
+            return function.apply(self.inputs, self.weight, query.to(self.weight.dtype), self.mask, detach)
 
 
 class FusedAssignment(torch.autograd.Function):
