@@ -398,6 +398,7 @@ class CapsuleModel(CapsulePreTrainedModel):
             self.encoder = CapsuleConvolutions(config)
         else:
             self.encoder = AutoModel.from_config(config.encoder_config)
+            config.encoder_config.dtype = self.encoder.dtype  # as loading sets it: a saved configuration comes back equal
             self.main_input_name = self.encoder.main_input_name
             if getattr(self.encoder, "pooler", None) is not None:
                 self.encoder.pooler = None  # its output is not used, and processes would wait for its gradient

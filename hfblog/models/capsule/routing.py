@@ -9,22 +9,27 @@ backward pass, which computes the block again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    from .routing_kernel import assign_backward, assign_forward
-except ImportError:  # no numba: batched matrix products
-    assign_backward = assign_forward = None
-
 # Numbers of the largest tensor of a block of inputs: about what a core keeps in its cache.
 BLOCK_NUMBERS = 2**18
+
+
+@cache
+def compiled_loops() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """``assign_forward`` and ``assign_backward``, or None without numba, whose import takes a second: at first use."""
+    try:
+        from .routing_kernel import assign_backward, assign_forward
+    except ImportError:
+        return None
+    return assign_forward, assign_backward
 
 
 def squash(s: Tensor, squash_type: str = "squash", constant: float = 0.5, eps: float = 1e-7) -> Tensor:
@@ -156,7 +161,7 @@ class FullPredictions(Predictions):
     def __init__(self, inputs: Tensor, weight: Tensor, mask: Tensor | None = None):
         super().__init__(mask)
         device = inputs.device.type
-        self.fused = assign_forward is not None and device == "cpu" and not torch.compiler.is_compiling()
+        self.fused = device == "cpu" and not torch.compiler.is_compiling() and compiled_loops() is not None
         if device == "cpu":
             # float32 at least: what is not a matrix product is slower in half precision
             inputs, weight = exact(inputs), exact(weight)
@@ -190,13 +195,15 @@ class FusedAssignment(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, query: Tensor, mask: Tensor | None, detach: bool) -> Tensor:
         ctx.save_for_backward(inputs, weight, query, mask)
         ctx.detach = detach
-        return assign_forward(inputs, weight, query, mask)
+        forward, _ = compiled_loops()
+        return forward(inputs, weight, query, mask)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, query, mask = ctx.saved_tensors
-        grads = assign_backward(inputs, weight, query, mask, grad, ctx.detach)
+        _, backward = compiled_loops()
+        grads = backward(inputs, weight, query, mask, grad, ctx.detach)
         return *grads, None, None
 
 
@@ -215,12 +222,12 @@ class BlockwiseAssignment(torch.autograd.Function):
             yield part, weight[part].flatten(0, 1).transpose(0, 1)
 
     @staticmethod
-    def coupling(block: Tensor, matrices: Tensor, query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Coupling ``(k, batch, block, 1)`` and the queries seen from the inputs, ``(k, batch, block, f)``."""
+    def coupling(block: Tensor, matrices: Tensor, query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Coupling with and without the mask, ``(k, batch, block, 1)``; the queries as the inputs see them, ``(..., f)``."""
         directions = torch.bmm(query, matrices.mT).unflatten(2, block.shape[1:])
-        coupling = (directions * block).sum(3, dtype=torch.promote_types(block.dtype, torch.float32)).softmax(0)
-        coupling = coupling if mask is None else coupling * mask
-        return coupling.to(block.dtype).unsqueeze(3), directions
+        shares = (directions * block).sum(3, dtype=torch.promote_types(block.dtype, torch.float32)).softmax(0)
+        shares = shares.to(block.dtype).unsqueeze(3)
+        return shares if mask is None else shares * mask.to(shares.dtype).unsqueeze(2), shares, directions
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, query: Tensor, mask: Tensor | None, detach: bool) -> Tensor:
@@ -230,7 +237,7 @@ class BlockwiseAssignment(torch.autograd.Function):
         sums = torch.zeros_like(transposed, dtype=torch.promote_types(query.dtype, torch.float32))
         for part, matrices in BlockwiseAssignment.blocks(weight, len(inputs)):
             block = inputs[:, part]
-            coupling, _ = BlockwiseAssignment.coupling(block, matrices, transposed, None if mask is None else mask[:, part])
+            coupling, *_ = BlockwiseAssignment.coupling(block, matrices, transposed, None if mask is None else mask[:, part])
             sums += torch.bmm((coupling * block).flatten(2), matrices)
         return sums.transpose(0, 1)
 
@@ -243,7 +250,7 @@ class BlockwiseAssignment(torch.autograd.Function):
         d_query = torch.zeros_like(query, dtype=torch.promote_types(query.dtype, torch.float32))
         for part, matrices in BlockwiseAssignment.blocks(weight, len(inputs)):
             block = inputs[:, part]
-            coupling, directions = BlockwiseAssignment.coupling(
+            coupling, shares, directions = BlockwiseAssignment.coupling(
                 block, matrices, query, None if mask is None else mask[:, part]
             )
             received = torch.bmm(grad, matrices.mT).unflatten(2, block.shape[1:])
@@ -251,7 +258,7 @@ class BlockwiseAssignment(torch.autograd.Function):
             d_matrices = torch.bmm((coupling * block).flatten(2).mT, grad)
             if not ctx.detach:
                 slope = (received * block).sum(3, keepdim=True)
-                slope = coupling * (slope - (coupling * slope).sum(0))
+                slope = coupling * slope - shares * (coupling * slope).sum(0)
                 weighted = (slope * block).flatten(2)
                 d_query += torch.bmm(weighted, matrices)
                 d_matrices += torch.bmm(weighted.mT, query)

@@ -49,7 +49,7 @@ PATHS = [
     "factored",
     "full",
     "full-blocks",
-    pytest.param("full-fused", marks=pytest.mark.skipif(routing.assign_forward is None, reason="needs numba")),
+    pytest.param("full-fused", marks=pytest.mark.skipif(routing.compiled_loops() is None, reason="needs numba")),
 ]
 
 IMAGES = {
@@ -78,7 +78,7 @@ def layout(request, monkeypatch) -> str:
     """The layout of one of `PATHS`, with the package set to take that path."""
     name, _, path = request.param.partition("-")
     if path != "fused":
-        monkeypatch.setattr(routing, "assign_forward", None)
+        monkeypatch.setattr(routing, "compiled_loops", lambda: None)
     if path == "blocks":  # two inputs each, and one in the last
         monkeypatch.setattr(routing, "BLOCK_NUMBERS", 2 * B * FEATURES * K)
     return name
@@ -225,7 +225,18 @@ def test_detached_routing_has_the_gradient_of_a_fixed_coupling(layout, routing_t
         assert (value - other).abs().max() > 1e-3
 
 
-@pytest.mark.skipif(routing.assign_forward is None, reason="needs numba")
+@pytest.mark.parametrize("routing_type", ROUTING_TYPES)
+def test_given_images_are_routed_like_those_of_a_layer(routing_type):
+    images = make_inputs(B, N, K, D)
+    expected, coupling, objective = naive_routing(images, 4, routing_type, 1.3, MASK)
+    predictions = DensePredictions(images, MASK)
+    trace = route(predictions, 4, routing_type, 1.3)
+    close(squash(trace.sums), expected)
+    close(predictions.coupling(trace.query).mT, coupling)
+    close(torch.stack([routing_objective(predictions, step, 1.3) for step in trace.directions], 1), objective)
+
+
+@pytest.mark.skipif(routing.compiled_loops() is None, reason="needs numba")
 def test_full_weights_take_the_compiled_loops_where_they_can():
     assert make_layer("full").predictions(make_inputs()).fused
 
@@ -506,6 +517,26 @@ def test_mean_pooling_is_a_plain_network_over_the_mean():
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
     masked = layer(vectors[:, :9], attention_mask=mask).capsules[1]
     torch.testing.assert_close(masked, layer(vectors[1:, :4]).capsules[0])
+
+
+def test_every_setting_of_a_configuration_reaches_its_layer():
+    config = CapsuleConfig(
+        **(IMAGES | {"image_size": 12, "weight_layout": "factored", "factor_dim": 5, "initializer_range": 0.7}),
+        **{"routing_type": "replace", "routing_iterations": 2, "routing_temperature": 1.7, "detach_routing": True},
+        **{"squash_type": "squash", "squash_constant": 0.8},
+    )
+    model = CapsuleModel(config).double()
+    layer = model.layer
+    assert layer.factors.shape == (9, 8, 5) and layer.weight.std().item() == pytest.approx(0.7, rel=0.3)
+    inputs = model.input_capsules(pixel_values=torch.rand(2, 1, 12, 12)).detach()
+    found = layer(inputs).capsules
+    expected, *_ = naive_routing(naive_images(layer, inputs), 2, "replace", 1.7, None, "squash", 0.8, detach=True)
+    close(found, expected)
+    slopes = [torch.autograd.grad(capsules.square().sum(), layer.weight)[0] for capsules in (found, expected)]
+    close(*slopes)
+    tanh = CapsuleModel(CapsuleConfig(**IMAGES, squash_type="tanh")).double()
+    sums = naive_routing(naive_images(tanh.layer, inputs), 3, squash_type="tanh")[0]
+    close(tanh.layer(inputs).capsules, sums)
 
 
 @pytest.mark.parametrize("pool_after", [None, 1, 2])
