@@ -69,7 +69,7 @@ def test_every_recipe_is_valid_and_has_a_card(path):
     recipe = recipes.load_recipe(path)
     recipe.build_config()
     recipe.evaluation_arguments(**recipe.evaluation)
-    if recipe.config_class.model_type == "conditional_ln_bert":
+    if recipe.image_processor_class is None:
         recipes.TextArguments(**recipe.processor)
     assert recipe.card["title"] and recipe.card["summary"]
 

@@ -142,10 +142,8 @@ class CapsuleConfig(PreTrainedConfig):
             settings = dict(self.encoder_config)
             self.encoder_config = AutoConfig.for_model(settings.pop("model_type", "bert"), **settings)
         super().__post_init__(**kwargs)
-        if self.num_input_capsules is None and self.encoder_config is None and self.height_and_width is not None:
-            places = self.conv_output_size(*self.height_and_width)
-            groups = self.conv_channels[-1] // self.input_dim
-            self.num_input_capsules = math.prod(places) * groups if self.weight_layout != "shared" else None
+        if self.num_input_capsules is None and self.weight_layout != "shared":
+            self.num_input_capsules = self.conv_num_capsules()
         self.auto_map = dict(self.auto_classes)
 
     @classmethod
@@ -192,6 +190,13 @@ class CapsuleConfig(PreTrainedConfig):
                 raise ValueError(f"image_size={(height, width)}: nothing is left of such an image after convolution {index}")
         return tuple(sizes)
 
+    def conv_num_capsules(self) -> int | None:
+        """Number of vectors that the convolutions make of an image; None where that does not follow."""
+        if self.encoder_config is not None or self.image_size is None:
+            return None
+        self.validate_images()
+        return math.prod(self.conv_output_size(*self.height_and_width)) * (self.conv_channels[-1] // self.input_dim)
+
     def validate_images(self):
         count = len(self.conv_channels)
         for name in ("conv_channels", "conv_kernel_sizes", "conv_strides"):
@@ -204,6 +209,8 @@ class CapsuleConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.pool_after is not None and self.pool_after > count:
+            raise ValueError(f"pool_after={self.pool_after} must be None or one of the {count} convolutions")
         if self.conv_padding and any(kernel % 2 == 0 for _, kernel, _ in self.convolutions()):
             raise ValueError(f"conv_kernel_sizes={self.conv_kernel_sizes}: conv_padding keeps the size for odd kernels only")
         if self.primary_capsule_dim is not None and self.conv_channels[-1] % self.primary_capsule_dim:
@@ -213,7 +220,8 @@ class CapsuleConfig(PreTrainedConfig):
         if self.image_size is not None:
             if not isinstance(self.image_size, int) and len(self.image_size) != 2:
                 raise ValueError(f"image_size={self.image_size!r} must be one side or (height, width)")
-            self.conv_output_size(*self.height_and_width)
+            if self.encoder_config is None:
+                self.conv_output_size(*self.height_and_width)
 
     def validate_capsules(self):
         check_choice("pooling", self.pooling, POOLINGS)
@@ -237,12 +245,11 @@ class CapsuleConfig(PreTrainedConfig):
                 f"weight_layout={self.weight_layout!r} has matrices for each input: give image_size, or num_input_capsules "
                 "for texts, or use 'shared'"
             )
-        if self.weight_layout != "shared" and self.encoder_config is None and self.height_and_width is not None:
-            places = math.prod(self.conv_output_size(*self.height_and_width)) * self.conv_channels[-1] // self.input_dim
-            if places != self.num_input_capsules:
-                raise ValueError(
-                    f"num_input_capsules={self.num_input_capsules}, but images of {self.height_and_width} give {places}"
-                )
+        known = self.conv_num_capsules()
+        if self.weight_layout != "shared" and known not in (None, self.num_input_capsules):
+            raise ValueError(
+                f"num_input_capsules={self.num_input_capsules}, but images of {self.height_and_width} give {known}"
+            )
 
     def validate_loss(self):
         if not 0 <= self.margin_negative < self.margin_positive <= 1:

@@ -74,32 +74,37 @@ def capsule_lengths(capsules: Tensor, eps: float = 1e-7) -> Tensor:
     return (capsules.square().sum(-1) + eps).sqrt()
 
 
-def multi_hot(labels: Tensor, num_labels: int) -> Tensor:
+def multi_hot(labels: Tensor, num_labels: int, batch_size: int) -> Tensor:
     """Labels as a table of zeros and ones.
 
     Args:
         labels: class ids ``(batch,)``, or a table ``(batch, num_labels)`` already.
         num_labels: number of classes.
+        batch_size: number of examples.
 
     Raises:
         ValueError: another shape, or a class or entry out of range.
     """
+    if labels.ndim in (1, 2) and len(labels) != batch_size:
+        raise ValueError(f"there are labels of {len(labels)} examples, but {batch_size} examples")
+    # looking at values would break a compiled graph, or wait for the accelerator
+    look = not torch.compiler.is_compiling() and labels.device.type == "cpu"
     if labels.ndim == 2:
         if labels.shape[1] != num_labels:
             raise ValueError(f"multi-hot labels have {labels.shape[1]} columns, but there are {num_labels} classes")
-        if not torch.compiler.is_compiling() and labels.device.type == "cpu" and not ((labels == 0) | (labels == 1)).all():
-            raise ValueError("multi-hot labels must hold zeros and ones")
+        wrong = labels[(labels != 0) & (labels != 1)] if look else ()
+        if len(wrong):
+            raise ValueError(f"multi-hot labels must hold zeros and ones, got {wrong[0].item()}")
         return labels.float()
     if labels.ndim != 1:
         raise ValueError(f"labels must be class ids (batch,) or a table (batch, {num_labels}), got {tuple(labels.shape)}")
     if labels.is_floating_point():
         raise ValueError(f"class ids must be integers, got {labels.dtype}")
-    # looking at values would break a compiled graph, or wait for the accelerator
-    if not torch.compiler.is_compiling() and labels.device.type == "cpu" and labels.numel():
+    if look and labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_labels:
             raise ValueError(f"labels lie in [{low}, {high}], but there are {num_labels} classes, 0 to {num_labels - 1}")
-    return F.one_hot(labels, num_labels).float()
+    return F.one_hot(labels.long(), num_labels).float()
 
 
 def margin_loss(
@@ -168,6 +173,7 @@ class CapsuleLayer(nn.Module):
         }
         CapsuleConfig(  # for its checks
             conv_channels=[input_dim],
+            pool_after=None,
             num_labels=num_capsules,
             capsule_dim=capsule_dim,
             weight_layout=weight_layout,
@@ -508,7 +514,7 @@ class CapsuleClassifier(CapsulePreTrainedModel):
         found = self.capsule(**inputs, return_dict=True)
         loss = reconstruction = None
         if labels is not None:
-            targets = multi_hot(labels, config.num_labels)
+            targets = multi_hot(labels, config.num_labels, len(found.lengths))
             loss = margin_loss(
                 found.lengths.float(), targets, config.margin_positive, config.margin_negative, config.margin_lambda
             )
@@ -624,7 +630,7 @@ class CapsuleForImageClassification(CapsuleClassifier):
         if capsules.ndim != 3 or tuple(capsules.shape[1:]) != expected:
             raise ValueError(f"capsules must be (batch, {expected[0]}, {expected[1]}), got {tuple(capsules.shape)}")
         labels = capsule_lengths(capsules).argmax(1) if labels is None else labels
-        return self.decoder(capsules, multi_hot(labels, self.config.num_labels).to(capsules.device))
+        return self.decoder(capsules, multi_hot(labels, self.config.num_labels, len(capsules)).to(capsules.device))
 
 
 class CapsuleForSequenceClassification(CapsuleClassifier):
@@ -648,6 +654,8 @@ class CapsuleForSequenceClassification(CapsuleClassifier):
     def __init__(self, config: CapsuleConfig):
         if config.encoder_config is None:
             raise ValueError('a text needs an encoder: give encoder_config, for example {"model_type": "bert", ...}')
+        if config.use_decoder:
+            raise ValueError("use_decoder=True draws images, which a text has none of")
         super().__init__(config)
 
     def forward(

@@ -17,14 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
 from torch import Tensor
+
+try:  # in a try block: transformers demands every other import of a repository's code, and these may be missing
+    import numba
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic, models, register_model
+except ImportError as error:
+    raise ImportError("the compiled loops need numba: pip install numba") from error
 
 __all__ = ["assign_backward", "assign_forward"]
 

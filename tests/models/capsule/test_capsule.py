@@ -498,6 +498,9 @@ def test_presets_have_the_sizes_of_their_sources():
     assert count(CapsuleConfig.from_preset("article", pooling="mean")) == pytest.approx(279_488, rel=0.01)
     assert count(CapsuleConfig.from_preset("capsnet")) == 8_215_568
     assert count(CapsuleConfig.from_preset("capsnet", use_decoder=False)) == 6_804_224
+    names = ("routing_type", "routing_iterations", "squash_constant", "margin_lambda")
+    settings = [tuple(getattr(CapsuleConfig.from_preset(preset), name) for name in names) for preset in ("article", "capsnet")]
+    assert settings == [("kmeans", 3, 0.5, 0.25), ("hinton", 3, 1, 0.5)]
 
 
 def test_capsnet_routes_1152_capsules_of_8_numbers():
