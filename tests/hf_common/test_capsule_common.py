@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import unittest
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -57,9 +59,32 @@ class CapsuleTest(CommonTests, unittest.TestCase):
     def test_model_get_set_embeddings(self) -> None:
         pass
 
+    @unittest.skip("images have no input embeddings")
+    def test_inputs_embeds(self) -> None:
+        pass
+
+    def test_training(self) -> None:
+        # without the base model, which has no loss; transformers knows that of its own base models only
+        with patch.object(self, "all_model_classes", self.all_model_classes[1:]):
+            super().test_training()
+
+    def test_model_outputs_equivalence(self) -> None:
+        # The test compares tuples with dictionaries, and then once more with hidden states, an argument that capsules refuse;
+        # it is dropped on the way, so that the comparison itself stays.
+        with contextlib.ExitStack() as stack:
+            for model_class in self.all_model_classes:
+                forward = model_class.forward
+
+                def without_hidden_states(model: Any, *args: Any, forward: Any = forward, **kwargs: Any) -> Any:
+                    kwargs.pop("output_hidden_states", None)
+                    return forward(model, *args, **kwargs)
+
+                stack.enter_context(patch.object(model_class, "forward", without_hidden_states))
+            super().test_model_outputs_equivalence()
+
 
 class CapsNetTester(CapsuleTester):
-    settings = CapsuleConfig.presets["capsnet"] | {
+    settings = {name: value for name, value in CapsuleConfig.presets["capsnet"].items() if name != "num_labels"} | {
         "image_size": 8,
         "conv_channels": [6, 8],
         "conv_kernel_sizes": 3,

@@ -350,7 +350,6 @@ class CapsulePreTrainedModel(PreTrainedModel):
     base_model_prefix = "capsule"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _no_split_modules = ["CapsuleLayer"]
     _can_compile_fullgraph = True
     # The loss is a mean over the examples; transformers would otherwise divide it by a number of tokens.
@@ -406,6 +405,7 @@ class CapsuleModel(CapsulePreTrainedModel):
             self.encoder = AutoModel.from_config(config.encoder_config)
             config.encoder_config.dtype = self.encoder.dtype  # as loading sets it: a saved configuration comes back equal
             self.main_input_name = self.encoder.main_input_name
+            self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
             if getattr(self.encoder, "pooler", None) is not None:
                 self.encoder.pooler = None  # its output is not used, and processes would wait for its gradient
         if config.pooling == "mean":
@@ -429,6 +429,8 @@ class CapsuleModel(CapsulePreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.encoder_config is None:
+            raise NotImplementedError("images have no input embeddings")
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -502,6 +504,7 @@ class CapsuleClassifier(CapsulePreTrainedModel):
         super().__init__(config)
         self.capsule = CapsuleModel(config)
         self.main_input_name = self.capsule.main_input_name
+        self.supports_gradient_checkpointing = self.capsule.supports_gradient_checkpointing
         self.decoder = CapsuleDecoder(config) if config.use_decoder else None
         self.post_init()
 
