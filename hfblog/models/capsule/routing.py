@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .configuration_capsule import ROUTING_TYPES, check_choice
+
 # Numbers of the largest tensor of a block of inputs: about what a core keeps in its cache.
 BLOCK_NUMBERS = 2**18
 
@@ -306,7 +308,13 @@ def route(
         detach: keep the gradient out of the coupling.
         squash_type, squash_constant: see `squash`, for types that squash in the loop.
         centers: ``(batch, k, D)``, where to start.
+
+    Raises:
+        ValueError: an unknown type, or fewer than one softmax.
     """
+    check_choice("routing_type", routing_type, (*ROUTING_TYPES, "means"))
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations} must be at least 1")
     center_of = {"kmeans": normalize, "means": lambda sums: sums}.get(
         routing_type, partial(squash, squash_type=squash_type, constant=squash_constant)
     )

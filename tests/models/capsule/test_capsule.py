@@ -966,3 +966,11 @@ def test_texts_and_images_are_not_confused():
         text_model(image_size=28, use_decoder=True)(**texts(4, size=4), labels=torch.tensor([0]))
     with pytest.raises(ValueError, match="'full' .*for 16 inputs, but 9 were given"):
         text_model(weight_layout="full", num_input_capsules=16)(torch.ones(2, 9, dtype=torch.long))
+
+
+def test_route_refuses_what_it_does_not_know():
+    predictions = DensePredictions(torch.randn(1, 3, 2, 4))
+    with pytest.raises(ValueError, match="routing_type='em'.*'kmeans', 'replace', 'hinton', 'means'"):
+        route(predictions, routing_type="em")
+    with pytest.raises(ValueError, match="iterations=0 must be at least 1"):
+        route(predictions, iterations=0)
