@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def two_object_hits(lengths: Tensor, classes: Tensor, threshold: float = 0.5) ->
     return hits, hits & (values > threshold).all(1)
 
 
+def two_object_test(
+    model: CapsuleForImageClassification, pixel_values: Tensor, labels: Tensor, arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The stacked images and classes of `stacked_pairs`, and what `two_object_hits` says of the model on them."""
+    stacked, classes = stacked_pairs(pixel_values, labels, arguments.pair_shuffles, arguments.seed)
+    lengths = predictions(model, {"pixel_values": stacked}, arguments.batch_size)["logits"]
+    return stacked, classes, *two_object_hits(lengths, classes)
+
+
 def takes_two_objects(model: CapsuleForImageClassification) -> bool:
     """Whether a model over single objects can be shown an image of twice the height."""
     config = model.config
@@ -64,8 +74,7 @@ def object_errors(
 ) -> dict[str, float]:
     """Error on single objects and accuracies on two, in percent: the figures of the ablation."""
     lengths = predictions(model, {"pixel_values": pixel_values}, arguments.batch_size)["logits"]
-    stacked, classes = stacked_pairs(pixel_values, labels, arguments.pair_shuffles, arguments.seed)
-    hits, certain = two_object_hits(predictions(model, {"pixel_values": stacked}, arguments.batch_size)["logits"], classes)
+    *_, hits, certain = two_object_test(model, pixel_values, labels, arguments)
     return {
         "error": 100 * (lengths.argmax(1) != labels).double().mean().item(),
         "two_objects": 100 * hits.double().mean().item(),
@@ -80,22 +89,14 @@ def evaluate_capsules_on_images(run: EvaluationRun) -> dict[str, Any]:
     model.eval()
     pixel_values, labels = reported_images(run)
     routed = config.pooling == "routing"
-    found = predictions(
-        model,
-        {"pixel_values": pixel_values},
-        arguments.batch_size,
-        output_routing_objective=routed,
-        output_routing_weights=False,
-    )
+    found = predictions(model, {"pixel_values": pixel_values}, arguments.batch_size, output_routing_objective=routed)
     logits = found["logits"]
     wrong = logits.argmax(1) != labels
     results = {"error": error_result(wrong)}
     notes = [error_note(wrong, "images")]
     pictures = mistakes_picture(run, pixel_values, labels, logits)
     if takes_two_objects(model):
-        stacked, classes = stacked_pairs(pixel_values, labels, arguments.pair_shuffles, arguments.seed)
-        lengths = predictions(model, {"pixel_values": stacked}, arguments.batch_size)["logits"]
-        hits, certain = two_object_hits(lengths, classes)
+        stacked, classes, hits, certain = two_object_test(model, pixel_values, labels, arguments)
         for key, label, values in (
             ("two_objects", "two objects found", hits),
             ("two_objects_threshold", "two objects found, both above 0.5", certain),
@@ -118,14 +119,14 @@ def evaluate_capsules_on_images(run: EvaluationRun) -> dict[str, Any]:
         "results": results,
         "baselines": baseline_errors(run),
         "notes": notes,
-        "exactness": routing_report(run, found["routing_objective"]) if routed else [],
+        "exactness": routing_report(found["routing_objective"]) if routed else [],
         "pictures": pictures,
         "tables": ablation_table(run.folder),
         "loss": "validation loss",
     }
 
 
-def routing_report(run: EvaluationRun, objective: Tensor) -> list[dict[str, Any]]:
+def routing_report(objective: Tensor) -> list[dict[str, Any]]:
     """The objective of K-means along the iterations, ``(examples, iterations)``."""
     rows = [
         {"label": f"routing objective after softmax {step} (nats an example, mean)", "value": value}
@@ -199,9 +200,8 @@ def ablation_table(folder: Path) -> list[dict[str, Any]]:
     record = json.loads(file.read_text(encoding="utf-8"))
 
     def cell(values: list[float]) -> str:
-        mean = sum(values) / len(values)
-        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else 0
-        return f"{mean:.2f} ± {spread:.2f}"
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        return f"{statistics.mean(values):.2f} ± {spread:.2f}"
 
     return [
         {

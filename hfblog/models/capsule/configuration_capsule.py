@@ -52,7 +52,7 @@ class CapsuleConfig(PreTrainedConfig):
             the article's algorithm with r = 2. R = 1 does not route.
         weight_layout: ``"shared"`` (W_j, any number of inputs, order does not matter), ``"factored"`` (W_j after a matrix
             for each input) or ``"full"`` (W_ji for each input and capsule).
-        num_input_capsules: number of inputs n of the last two. It follows from the image size; texts are padded to it.
+        num_input_capsules: number of inputs n of the last two. It follows from the image size; texts may be shorter.
         factor_dim: output size of the matrices of each input under ``"factored"``; None keeps theirs.
         squash_type: length of a capsule from the norm n of its sum: ``"squash"`` is n^2 / (squash_constant + n^2),
             ``"tanh"``, ``"exp"`` is 1 - exp(-n), ``"ratio"`` is n / (1 + n), and ``"none"`` is n.
