@@ -1,11 +1,13 @@
 from transformers import AutoImageProcessor
 
-from . import capsule, conditional_ln_bert, flow
+from . import bottleneck, capsule, conditional_ln_bert, flow
+from .bottleneck import *  # noqa: F403
 from .capsule import *  # noqa: F403
 from .conditional_ln_bert import *  # noqa: F403
 from .flow import *  # noqa: F403
 
-# Here and not in its folder, which imports from no other: a saved folder takes the processor's file along by itself.
-AutoImageProcessor.register(capsule.CapsuleConfig, image_processor_classes={"pil": flow.FlowImageProcessor}, exist_ok=True)
+# Here and not in their folders, which import from no other: a saved folder takes the processor's file along by itself.
+for config_class in (bottleneck.VAEConfig, bottleneck.VIBConfig, capsule.CapsuleConfig):
+    AutoImageProcessor.register(config_class, image_processor_classes={"pil": flow.FlowImageProcessor}, exist_ok=True)
 
-__all__ = [*capsule.__all__, *conditional_ln_bert.__all__, *flow.__all__]
+__all__ = [*bottleneck.__all__, *capsule.__all__, *conditional_ln_bert.__all__, *flow.__all__]
