@@ -111,7 +111,7 @@ class VAEConfig(BottleneckConfig):
         for name, is_wrong in wrong.items():
             if is_wrong:
                 raise ValueError(
-                    f"importance_weighted=True bounds the log-likelihood, which leaves no place for {name}={getattr(self, name)!r}"
+                    f"importance_weighted=True is the log-likelihood's bound: no place for {name}={getattr(self, name)!r}"
                 )
 
 

@@ -46,8 +46,9 @@ def keys_of_examples(values: Tensor, mask: Tensor | None = None) -> Tensor:
 def uniform_of_examples(keys: Tensor, shape: tuple[int, ...], seed: int = 1) -> Tensor:
     """``(batch, *shape)`` float32 uniform numbers inside (0, 1) for ``keys_of_examples``; others for every positive seed."""
     size = math.prod(shape)
-    bits = _mix(keys[:, None] + _places(size, seed, keys.device)) >> 40 & 0xFFFFFF
-    return ((bits.double() + 0.5) / 2**24).float().unflatten(1, shape)
+    # 23 bits and a half: what float32 holds without rounding up to 1, where a normal number would be infinite
+    bits = _mix(keys[:, None] + _places(size, seed, keys.device)) >> 41 & 0x7FFFFF
+    return ((bits.double() + 0.5) / 2**23).float().unflatten(1, shape)
 
 
 def normal_of_examples(keys: Tensor, shape: tuple[int, ...], seed: int = 1) -> Tensor:
