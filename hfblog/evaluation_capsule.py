@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import ClassLabel
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import find_column, text_column_of
 from .evaluation_classification import (
+    TEXT_BASELINE_NOTE,
     baseline_errors,
     error_note,
     error_result,
     mistakes_picture,
     predictions,
     reported_images,
+    reported_texts,
+    text_baseline_errors,
 )
-from .evaluation_generation import ClassifierJudge
 from .models.capsule import CapsuleForImageClassification
 from .pictures import image_grid
-from .recipes import EvaluationRun, data_collator
+from .recipes import EvaluationRun
+from .tables import mean_and_deviation
 
 ABLATION_FILE = "routing.json"
 
@@ -198,11 +197,6 @@ def ablation_table(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     record = json.loads(file.read_text(encoding="utf-8"))
-
-    def cell(values: list[float]) -> str:
-        spread = statistics.stdev(values) if len(values) > 1 else 0
-        return f"{statistics.mean(values):.2f} ± {spread:.2f}"
-
     return [
         {
             "caption": f"What routing itself buys: {record['epochs']:g} epochs each, the last weights, seeds "
@@ -211,7 +205,8 @@ def ablation_table(folder: Path) -> list[dict[str, Any]]:
             f"parameters, the capsules {record['num_parameters']['routing']:,}. `{record['command']}`",
             "columns": ["routing", "softmaxes", *record["labels"].values()],
             "rows": [
-                [row["routing"], row["iterations"], *(cell([run[key] for run in row["runs"]]) for key in record["labels"])]
+                [row["routing"], row["iterations"]]
+                + [mean_and_deviation([run[key] for run in row["runs"]]) for key in record["labels"]]
                 for row in record["rows"]
             ],
         }
@@ -225,34 +220,13 @@ def evaluate_capsules_on_texts(run: EvaluationRun) -> dict[str, Any]:
     """Test error of a text classifier, baselines, and the tokens that routing sends to each class."""
     arguments, model, split = run.arguments, run.model, run.arguments.split
     model.eval()
-    test = run.prepared[split]
-    if arguments.max_examples is not None:
-        test = test.select(range(min(arguments.max_examples, len(test))))
-    labels = torch.tensor(test["labels"])
-    collate = data_collator(run.recipe, run.processor)
-    unlabelled = test.remove_columns("labels")
-    batches = [
-        dict(collate([unlabelled[row] for row in range(start, min(start + arguments.batch_size, len(test)))]))
-        for start in range(0, len(test), arguments.batch_size)
-    ]
+    batches, labels, longest = reported_texts(run)
     wrong = predictions(model, batches, arguments.batch_size)["logits"].argmax(1) != labels
-    columns = run.recipe.data.get("text_column"), run.recipe.data.get("label_column")
-    texts = {name: list(part[text_column_of(part, columns[0])]) for name, part in run.splits.items()}
-    classes = {name: np.asarray(part[find_column(part, ClassLabel, columns[1])]) for name, part in run.splits.items()}
-    judge = ClassifierJudge.fit(texts, classes, list(model.config.id2label.values()), split)
-    largest = np.bincount(classes["train"]).argmax()
-    longest = max(map(len, test["input_ids"]))
     return {
         "description": f"{len(wrong):,} texts of the {split} split, cut after {longest} tokens.",
         "results": {"error": error_result(wrong)},
-        "baselines": [
-            {"label": "largest class", "error": 100 * float((classes[split] != largest).mean())},
-            {"label": "character n-grams with logistic regression", "error": 100 * (1 - judge.test_accuracy)},
-        ],
-        "notes": [
-            error_note(wrong, "texts"),
-            "The n-grams are tf-idf of single characters, pairs and triples; regularisation chosen on the validation split.",
-        ],
+        "baselines": text_baseline_errors(run),
+        "notes": [error_note(wrong, "texts"), TEXT_BASELINE_NOTE],
         "exactness": [],
         "pictures": [],
         "tables": [token_table(run, batches)] if model.config.pooling == "routing" else [],

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import ClassLabel
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .data import find_column, text_column_of
+from .evaluation_generation import ClassifierJudge
 from .models.flow import InvertibleResNetForImageClassification
 from .pictures import image_grid
-from .recipes import EvaluationRun
+from .recipes import EvaluationRun, data_collator
 
 
 @torch.no_grad()
@@ -43,6 +46,19 @@ def reported_images(run: EvaluationRun) -> tuple[Tensor, Tensor]:
     """Images and classes of the reported split."""
     test = run.prepared[run.arguments.split][:]
     return test["pixel_values"][: run.arguments.max_examples], test["labels"][: run.arguments.max_examples]
+
+
+def reported_texts(run: EvaluationRun) -> tuple[list[dict[str, Tensor]], Tensor, int]:
+    """Padded batches of the reported split without its labels, the labels, and the tokens of the longest text."""
+    test, size = run.prepared[run.arguments.split], run.arguments.batch_size
+    if run.arguments.max_examples is not None:
+        test = test.select(range(min(run.arguments.max_examples, len(test))))
+    collate, unlabelled = data_collator(run.recipe, run.processor), test.remove_columns("labels")
+    batches = [
+        dict(collate([unlabelled[row] for row in range(start, min(start + size, len(test)))]))
+        for start in range(0, len(test), size)
+    ]
+    return batches, torch.tensor(test["labels"]), max(map(len, test["input_ids"]))
 
 
 def error_result(wrong: Tensor) -> dict[str, Any]:
@@ -74,6 +90,26 @@ def baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
     return [
         {"label": "largest class", "error": 100 * float((labels != largest).mean())},
         {"label": "logistic regression on pixels", "error": 100 * (1 - float(linear.score(held_out, labels)))},
+    ]
+
+
+TEXT_BASELINE_NOTE = (
+    "The n-grams are tf-idf of single characters, pairs and triples; regularisation chosen on the validation split."
+)
+
+
+def text_baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
+    """Error rates in percent on the reported split of the largest class and of logistic regression on n-grams."""
+    split, data = run.arguments.split, run.recipe.data
+    texts = {name: list(part[text_column_of(part, data.get("text_column"))]) for name, part in run.splits.items()}
+    classes = {
+        name: np.asarray(part[find_column(part, ClassLabel, data.get("label_column"))]) for name, part in run.splits.items()
+    }
+    judge = ClassifierJudge.fit(texts, classes, list(run.model.config.id2label.values()), split)
+    largest = np.bincount(classes["train"]).argmax()
+    return [
+        {"label": "largest class", "error": 100 * float((classes[split] != largest).mean())},
+        {"label": "character n-grams with logistic regression", "error": 100 * (1 - judge.test_accuracy)},
     ]
 
 

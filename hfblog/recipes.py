@@ -184,6 +184,47 @@ class ClassificationEvaluationArguments(EvaluationArguments):
 
 
 @dataclass
+class BottleneckEvaluationArguments(ClassificationEvaluationArguments):
+    """Evaluation of a classifier with a variational bottleneck.
+
+    Args:
+        num_bins: bins of confidence in the calibration error.
+        attack_size: largest change of a grey level in [0, 1] by an attack on images; 0 for no attack.
+        attack_steps: steps of the iterated attack.
+        attack_examples: the first so many images are attacked.
+    """
+
+    num_bins: int = 15
+    attack_size: float | int = 0.1
+    attack_steps: int = 20
+    attack_examples: int = 1000
+
+    least: ClassVar[dict[str, int]] = ClassificationEvaluationArguments.least | {
+        "num_bins": 1,
+        "attack_steps": 1,
+        "attack_examples": 1,
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.attack_size <= 1:
+            raise ValueError(f"evaluation.attack_size={self.attack_size} must lie in [0, 1]")
+
+
+@dataclass
+class VAEEvaluationArguments(EvaluationArguments):
+    """Evaluation of a variational autoencoder. A square ``num_samples`` looks best.
+
+    Args:
+        num_importance_samples: codes an example in the bound on the log-likelihood.
+    """
+
+    num_importance_samples: int = 500
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"num_importance_samples": 1}
+
+
+@dataclass
 class GenerationEvaluationArguments(EvaluationArguments):
     """Evaluation of a text generator under conditions.
 
@@ -209,6 +250,13 @@ class GenerationEvaluationArguments(EvaluationArguments):
             raise ValueError(f"evaluation.top_p={self.top_p} must lie in (0, 1]")
         if not self.guidance_scales or min(self.guidance_scales) < 0:
             raise ValueError(f"evaluation.guidance_scales={self.guidance_scales} must be one or more scales, none negative")
+
+
+# Models whose evaluation takes more than others of their task.
+EVALUATION_ARGUMENTS: dict[str, type[EvaluationArguments]] = {
+    "vae": VAEEvaluationArguments,
+    "vib": BottleneckEvaluationArguments,
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -276,6 +324,8 @@ class Recipe:
     @property
     def evaluation_arguments(self) -> type[EvaluationArguments]:
         """The class of the evaluation section."""
+        if (own := EVALUATION_ARGUMENTS.get(self.model["model_type"])) is not None:
+            return own
         if self.classifies:
             return ClassificationEvaluationArguments
         return GenerationEvaluationArguments if self.image_processor_class is None else DensityEvaluationArguments
@@ -450,6 +500,8 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
         fitting = special | size
+        if "encoder_config" not in recipe.model:
+            fitting = {key: value for key, value in fitting.items() if hasattr(recipe.config_class, key)}
         model = recipe.new_model(
             recipe.build_config(**derived, **({"encoder_config": fitting} if "encoder_config" in recipe.model else fitting))
         )

@@ -147,6 +147,10 @@ class BottleneckConfig(PreTrainedConfig):
             )
         if self.bottleneck == "dual" and self.dual_update == "exponential" and self.beta == 0:
             raise ValueError("beta=0 cannot grow by a factor: start an exponential dual_update above 0")
+        if self.free_bits and self.bottleneck == "hinge":
+            raise ValueError(
+                f"free_bits={self.free_bits} has no place in bottleneck='hinge', whose target_rate is free already"
+            )
         if self.free_bits and (self.posterior != "diag" or self.prior not in ("standard", "learned")):
             raise ValueError(
                 f"free_bits={self.free_bits} needs a rate for each dimension: posterior='diag' and prior='standard' or "

@@ -4,6 +4,7 @@ import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 
 from .configuration_bottleneck import BottleneckConfig, check_choice, check_not_negative, check_positive
 
@@ -79,6 +80,7 @@ class VAEConfig(BottleneckConfig):
 
     def validate_networks(self):
         check_choice("network", self.network, NETWORKS)
+        check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         check_positive(self, "event_shape", "hidden_sizes", "conv_channels", "conv_kernel_size")
         check_not_negative(self, "dropout")
         if not self.event_shape:
@@ -87,6 +89,8 @@ class VAEConfig(BottleneckConfig):
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if self.network == "conv" and len(self.event_shape) != 3:
             raise ValueError(f"network='conv' takes images (channels, height, width), not event_shape={self.event_shape}")
+        if self.network == "conv" and not self.conv_channels:
+            raise ValueError("conv_channels=() must hold one or more sizes for network='conv'")
         if self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd")
         if self.num_levels is not None and self.num_levels < 2:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .configuration_bottleneck import BottleneckConfig, check_choice, check_not_negative, check_positive
 
@@ -147,6 +148,7 @@ class VIBConfig(BottleneckConfig):
                 )
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("eval_mode", self.eval_mode, EVAL_MODES)
+        check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         check_positive(self, "image_size", "num_channels", "hidden_sizes", "conv_channels", "conv_kernel_size")
         check_positive(self, "vocab_size", "embedding_size", "num_filters", "kernel_sizes", "num_labels")
         check_not_negative(self, "dropout")

@@ -121,8 +121,7 @@ class PretrainedEncoder(nn.Module):
                 f"encoder_config of model_type={config.model_type!r} is nothing that AutoModel can build: {error}"
             ) from error
         config.dtype = self.model.dtype  # as loading sets it: a saved configuration comes back equal
-        if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # its output is not used, and processes would wait for its gradient
+        drop_pooler(self.model)
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.output_size = encoder_size(config)
@@ -139,6 +138,16 @@ class PretrainedEncoder(nn.Module):
         if self.pooling == "max":
             return self.dropout(states.masked_fill(there[..., None] == 0, -torch.inf).amax(1))
         return self.dropout((states * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp_min(1))
+
+
+def drop_pooler(model: nn.Module) -> None:
+    """Remove the weights of a pooler: its output is not used, and processes would wait for its gradient.
+
+    One without weights, as convolutional networks have it, is called without a look, and stays.
+    """
+    pooler = getattr(model, "pooler", None)
+    if pooler is not None and any(True for _ in pooler.parameters()):
+        model.pooler = None
 
 
 def encoder_size(config: Any) -> int:

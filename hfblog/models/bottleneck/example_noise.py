@@ -37,10 +37,13 @@ def keys_of_examples(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     flat = values.flatten(1)
     words = (flat.double() * 2**24).round().long() if flat.is_floating_point() else flat.long()
-    words = _mix(words * _FIRST + _places(words.shape[1], 0, words.device))
-    if mask is not None:
-        words = words.masked_fill(mask.flatten(1) == 0, 0)
-    return words.sum(1)
+    places = _places(words.shape[1], 0, words.device)
+    if mask is None:
+        return _mix(words * _FIRST + places).sum(1)
+    counts = mask.flatten(1) != 0
+    # places among the values that count: what stands before them matters as little as what follows
+    places = places[(counts.cumsum(1) - 1).clamp_min(0)]
+    return _mix(words * _FIRST + places).masked_fill(~counts, 0).sum(1)
 
 
 def uniform_of_examples(keys: Tensor, shape: tuple[int, ...], seed: int = 1) -> Tensor:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.logging import tqdm
 
 from .configuration_vib import VIBConfig
-from .encoders import ConvEncoder, MLPEncoder, PretrainedEncoder, TextCNNEncoder
+from .encoders import ConvEncoder, MLPEncoder, PretrainedEncoder, TextCNNEncoder, drop_pooler
 from .example_noise import keys_of_examples, normal_of_examples
 from .variational_bottleneck import BottleneckOutput, VariationalBottleneck, draw_normal, init_bottleneck_weights
 
@@ -155,9 +155,8 @@ class VIBPreTrainedModel(PreTrainedModel):
         """
         encoder = AutoModel.from_pretrained(name)
         model = cls(VIBConfig(encoder_config=encoder.config, **settings))
-        if getattr(encoder, "pooler", None) is not None:
-            encoder.pooler = None
-        model.encoder.model = encoder
+        drop_pooler(encoder)
+        model.encoder.model = encoder.train(model.training)
         return model
 
     # --- what kind of label ---
@@ -185,11 +184,15 @@ class VIBPreTrainedModel(PreTrainedModel):
             if labels.ndim == 1 and count == 1:
                 labels = labels[:, None]
             if tuple(labels.shape) != (batch_size, count):
-                raise ValueError(f"labels must be ({batch_size}, {count}), got {tuple(labels.shape)}")
+                hint = "" if self.is_regression else "; class ids are integers"
+                raise ValueError(f"labels of {labels.dtype} must be ({batch_size}, {count}), got {tuple(labels.shape)}{hint}")
             if look and not torch.isfinite(labels).all():
                 raise ValueError("labels hold NaN or infinite values")
             if look and not self.is_regression and not ((labels == 0) | (labels == 1)).all():
                 raise ValueError(f"labels of several classes must be 0 or 1, got {labels.min():g} to {labels.max():g}")
+            if self.config.problem_type is None and not self.is_regression:
+                # as transformers does: predictions without labels, and a saved model, must know it
+                self.config.problem_type = "multi_label_classification"
             return labels.float()
         if tuple(labels.shape) != (batch_size,) or labels.is_floating_point():
             raise ValueError(f"labels must be {batch_size} class ids, got {labels.dtype} of shape {tuple(labels.shape)}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_bottleneck import BottleneckConfig, check_choice, num_scale_outputs
 
@@ -53,7 +54,8 @@ class GaussianPosterior:
 
     def transform(self, noise: Tensor) -> Tensor:
         """Standard normal numbers ``(batch, samples, K)`` to codes: mu + sigma * noise, or mu + L noise."""
-        spread = torch.einsum("bij,bsj->bsi", self.scale, noise) if self.is_full else self.scale[:, None] * noise
+        with maybe_autocast(noise.device.type, enabled=False):  # which would lower the product
+            spread = torch.einsum("bij,bsj->bsi", self.scale, noise) if self.is_full else self.scale[:, None] * noise
         return self.mean[:, None] + spread
 
     def log_prob_of_noise(self, noise: Tensor) -> Tensor:
@@ -175,7 +177,8 @@ class VampPrior(MixturePrior):
         init.normal_(self.pseudo_inputs)
 
     def components(self) -> GaussianPosterior:
-        return self._heads[0](self.pseudo_inputs)
+        # a copy: a loaded parameter may lie at any address, and a product's last bits depend on where its input lies
+        return self._heads[0](self.pseudo_inputs.clone())
 
 
 class GaussianHeads(nn.Module):
@@ -399,7 +402,7 @@ class VariationalBottleneck(nn.Module):
             raise ValueError(f"noise must be ({len(features)}, samples, {self.latent_dim}), got {tuple(noise.shape)}")
         rate = self.rate(posterior, noise)
         penalty = self.penalty(posterior, rate)
-        if self.training:
+        if self.training and torch.is_grad_enabled():  # a query between two steps is no step
             self.update_state(rate)
         return BottleneckOutput(
             latents=posterior.transform(noise) if is_sampled else posterior.mean[:, None],

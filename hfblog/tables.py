@@ -1,0 +1,43 @@
+"""Tables of cards: comparisons under several seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+COMPARISON_FILES = "comparison-*.json"
+
+
+def mean_and_deviation(values: list[float], digits: int = 2) -> str:
+    """``mean ± standard deviation``; the mean alone of one value."""
+    mean = statistics.mean(values)
+    digits = digits if abs(mean) >= 1 else digits + 2
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def comparison_table(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of `run_comparison` as a table of a card."""
+    seeds, labels = record["seeds"], record["labels"]
+    spread = f", mean and standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+    single = f", seed {seeds[0]}" if len(seeds) == 1 else ""
+    return {
+        "caption": f"{record['caption']} {record['epochs']:g} epochs each{single}{spread}; on the {record['split']} split, on "
+        f"{record['hardware']}. `{record['command']}`",
+        "columns": ["", "parameters", *labels.values()],
+        "rows": [
+            [row["label"], row["num_parameters"]]
+            + [
+                mean_and_deviation([run[key] for run in row["runs"]]) if all(key in run for run in row["runs"]) else ""
+                for key in labels
+            ]
+            for row in record["rows"]
+        ],
+    }
+
+
+def read_comparisons(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records that scripts/compare.py left in a folder, by name."""
+    files = sorted(folder.glob(COMPARISON_FILES))
+    return {file.stem.partition("-")[2]: json.loads(file.read_text(encoding="utf-8")) for file in files}
