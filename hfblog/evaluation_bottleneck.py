@@ -168,7 +168,10 @@ def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labe
             f"and at least {entropy + each.mean():.3f} of the {entropy:.3f} nats of its class."
         )
         if config.bottleneck == "dual":
-            results["target"] = {"label": "target rate", "unit": "nats", "value": config.target_rate}
+            notes.append(
+                f"The target is {config.target_rate:g} nats; the multiplier that training found is "
+                f"{model.bottleneck.multiplier.item():.4g}."
+            )
         predictions = {
             "mean code": found["mean_code"],
             "one code": found["each"][:, 0],

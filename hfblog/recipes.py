@@ -413,6 +413,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(recipe.evaluation_arguments)})
     _refuse_unknown("card", recipe.card, set(hub.CARD_KEYS))
     processor_class = recipe.image_processor_class
+    if "encoder_from" in recipe.model:
+        model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
+        if processor_class is not None or not hasattr(model_class, "from_encoder_pretrained"):
+            raise ValueError(
+                f"model.encoder_from={recipe.model['encoder_from']!r}: {model_class.__name__} reads no text through an encoder"
+            )
     _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else TextArguments))
     return recipe
 
@@ -498,8 +504,6 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
     if start:
         model = model_class.from_pretrained(start, **(derived | special | recipe.model_settings | recipe.kernel_settings))
     elif encoder:
-        if not hasattr(model_class, "from_encoder_pretrained"):
-            raise ValueError(f"model.encoder_from={encoder!r}: {model_class.__name__} is built over no encoder")
         model = model_class.from_encoder_pretrained(encoder, **(derived | recipe.model_settings))
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}

@@ -17,6 +17,8 @@ import sys
 # Before torch is imported: waiting threads that spin make two threads slower than one beside a busy neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import torch  # noqa: E402
+
 from hfblog import evaluation, recipes, training  # noqa: E402
 
 
@@ -35,6 +37,10 @@ def main() -> None:
         folder = training.train(recipe, arguments.output_dir, overwrite=arguments.overwrite)
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, training.LaunchError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        # A process that ends with the group's threads running may abort, after all is written.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK", 0)) != 0 or arguments.no_evaluation:
         return
     print(evaluation.report(evaluation.evaluate(folder), folder))

@@ -17,6 +17,8 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 os.environ.pop("HF_ENDPOINT", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out among the workers
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil  # noqa: E402
 import subprocess  # noqa: E402

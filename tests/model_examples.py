@@ -80,6 +80,16 @@ def _image_processor_or_tokenizer(auto_name: str) -> Any:
     return FlowImageProcessor(size={"height": 4, "width": 4})
 
 
+CODE_SIZE = 6
+
+
+def _with_noise_of_codes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With two codes stated for each example."""
+    size = len(next(iter(batch.values())))
+    noise = torch.randn(size, 2, CODE_SIZE, generator=torch.Generator().manual_seed(size))
+    return batch | {"noise": noise}
+
+
 EXAMPLES = {
     "capsule": ModelExample(
         config={"conv_channels": [6, 8], "conv_padding": True, "pool_after": 1, "capsule_dim": 5, "num_labels": 3},
@@ -213,5 +223,126 @@ EXAMPLES = {
         batch=_images,
         processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
         wrong=({"prior": "cauchy"}, {"hidden_size": "12"}, {"num_coupling_layers": True}, {"event_shape": ()}),
+    ),
+    "vae": ModelExample(
+        config={
+            "event_shape": (1, 4, 4),
+            "num_levels": 17,
+            "network": "conv",
+            "conv_channels": (4, 6),
+            "hidden_sizes": (10,),
+            "latent_dim": CODE_SIZE,
+            "binarization": "threshold",
+            "posterior": "full",
+            "prior": "vamp",
+            "num_components": 5,
+        },
+        batch=lambda size, auto_name: _with_noise_of_codes({"pixel_values": _images(size, auto_name)["pixel_values"]}),
+        processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
+        wrong=(
+            {"event_shape": ()},
+            {"event_shape": (1, 0, 4)},
+            {"event_shape": (16,)},
+            {"num_levels": 1},
+            {"network": "resnet"},
+            {"hidden_sizes": (10, 0)},
+            {"hidden_sizes": "10"},
+            {"hidden_act": "step"},
+            {"conv_channels": ()},
+            {"conv_kernel_size": 4},
+            {"dropout": 1.0},
+            {"decoder": "poisson"},
+            {"binarization": "random"},
+            {"decoder_std": 0.0},
+            {"min_decoder_std": -0.1},
+            {"bottleneck": "none"},
+            {"bottleneck": "dual"},
+            {"beta": -1.0},
+            {"importance_weighted": True, "beta": 0.5},
+            {"importance_weighted": True, "kl_warmup_steps": 3},
+            {"prior": "cauchy"},
+            {"posterior": "flow"},
+            {"latent_dim": 0},
+        ),
+    ),
+    "vib": ModelExample(
+        config={
+            "encoder_type": "conv",
+            "image_size": 4,
+            "conv_channels": (4, 6),
+            "hidden_sizes": (10,),
+            "latent_dim": CODE_SIZE,
+            "bottleneck": "dual",
+            "target_rate": 1.7,
+            "dual_lr": 0.05,
+            # near the target from the start, where the rates of single batches tell in the multiplier
+            "std_param": "softplus",
+            "std_shift": -0.4,
+            "prior": "learned",
+            "num_labels": 3,
+        },
+        changes={
+            "AutoModelForSequenceClassification": {
+                "encoder_type": "auto",
+                "encoder_config": {
+                    "model_type": "bert",
+                    "vocab_size": 40,
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 24,
+                    "max_position_embeddings": 12,
+                    "hidden_dropout_prob": 0.0,
+                    "attention_probs_dropout_prob": 0.0,
+                },
+                "bottleneck": "fixed",
+                "target_rate": None,
+                "prior": "vamp",
+                "num_components": 4,
+                "eval_mode": "sample",
+                "num_eval_samples": 3,
+                "num_labels": 2,
+            }
+        },
+        batch=lambda size, auto_name: _with_noise_of_codes(_images_or_texts(size, auto_name)),
+        processor=_image_processor_or_tokenizer,
+        wrong=(
+            {"bottleneck": "capacity"},
+            {"target_rate": None},
+            {"target_rate": 0.0},
+            {"target_rate": -1.0},
+            {"target_rate": 1.7, "bottleneck": "fixed"},
+            {"beta": -0.1},
+            {"beta": 0.0},
+            {"dual_update": "adam"},
+            {"dual_lr": 0.0},
+            {"kl_warmup_steps": -1},
+            {"free_bits": -0.1},
+            {"free_bits": 0.1, "posterior": "full"},
+            {"free_bits": 0.1, "prior": "mixture"},
+            {"free_bits": 0.1, "bottleneck": "hinge"},
+            {"posterior": "cholesky"},
+            {"posterior": "full", "latent_dim": 20_000},
+            {"std_param": "exp"},
+            {"prior": "flow"},
+            {"num_components": 0},
+            {"latent_dim": "6"},
+            {"num_train_samples": 0},
+            {"num_eval_samples": 0},
+            {"eval_mode": "map"},
+            {"pooling": "sum"},
+            {"encoder_type": "lstm"},
+            {"encoder_type": "auto"},
+            {"encoder_config": {"model_type": "bert"}},
+            {"encoder_config": {"hidden_size": 16}},
+            {"encoder_config": {"model_type": "no_model"}},
+            {"image_size": (4, 4, 1)},
+            {"image_size": 0},
+            {"conv_kernel_size": 2},
+            {"hidden_act": "step"},
+            {"dropout": 1.0},
+            {"kernel_sizes": (), "encoder_type": "text_cnn"},
+            {"num_labels": 0},
+        ),
     ),
 }

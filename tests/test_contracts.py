@@ -256,6 +256,8 @@ trainer = transformers.Trainer(model=build(model_type, auto_name), args=argument
 trainer.train()
 if trainer.is_world_process_zero():
     torch.save({"world": arguments.world_size, "weights": trainer.model.state_dict()}, Path(folder) / "result.pt")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # its threads may abort an ending process
 """
 
 

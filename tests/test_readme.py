@@ -14,6 +14,7 @@ import test_text
 from test_training import tiny, tiny_model
 
 import hfblog.data
+import hfblog.models.bottleneck as bottleneck
 import hfblog.models.capsule as capsule
 import hfblog.models.conditional_ln_bert as conditional
 import hfblog.models.flow as flow
@@ -55,6 +56,11 @@ def test_snippets_run(tmp_path, monkeypatch):
         flow.configuration_nice_flow,
         flow.modeling_nice_flow,
         flow.image_processing_flow,
+        bottleneck.configuration_vae,
+        bottleneck.configuration_vib,
+        bottleneck.modeling_vae,
+        bottleneck.modeling_vib,
+        bottleneck.variational_bottleneck,
         conditional.configuration_conditional_ln_bert,
         conditional.modeling_conditional_ln_bert,
         conditional.tokenization_conditional_ln_bert,
@@ -72,7 +78,7 @@ def test_commands_name_files_that_exist():
         assert (ROOT / path).is_file(), path
     for path in re.findall(r"\]\(((?:model_cards|scripts)[^)]*)\)", README):
         assert (ROOT / path).is_file(), path
-    assert "pip install torch==2.13.0 -e '.[test]' && pytest" in README
+    assert "pip install torch==2.13.0 -e '.[test]' && pytest -n auto" in README
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)

@@ -312,7 +312,8 @@ def test_two_launched_processes_train_like_one(tmp_path):
         2: ["--config_file", "scripts/accelerate/two_cpu_processes.yaml", *common, "training.per_device_train_batch_size=16"],
     }
     for processes, arguments in runs.items():
-        done = launch(*arguments, "--output-dir", tmp_path / str(processes))
+        # port 0: any that is free
+        done = launch("--main_process_port", 0, *arguments, "--output-dir", tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / str(processes) / "training.json").read_text())["processes"] == processes
     for name, value in weights(tmp_path / "1").items():

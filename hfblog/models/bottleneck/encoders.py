@@ -129,7 +129,9 @@ class PretrainedEncoder(nn.Module):
     def forward(self, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        states = self.model(**inputs).last_hidden_state
+        states = getattr(self.model(**inputs), "last_hidden_state", None)
+        if states is None:
+            raise ValueError(f"encoder_config of model_type={self.model.config.model_type!r} gives no last_hidden_state")
         if states.ndim == 4:  # the map of a convolutional network
             states = states.flatten(2).mT
         if self.pooling == "cls":

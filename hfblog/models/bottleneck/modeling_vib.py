@@ -212,7 +212,7 @@ class VIBPreTrainedModel(PreTrainedModel):
             return (0.5 * scaled.square() + self.log_noise.float() + 0.5 * math.log(2 * math.pi)).sum(-1)
         if self.is_multi_label(labels):
             return F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none").sum(-1)
-        return -logits.log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1)
+        return -logits.log_softmax(-1).gather(-1, labels.expand(logits.shape[:-1])[..., None]).squeeze(-1)
 
     def mean_prediction(self, logits: Tensor, is_multi_label: bool) -> Tensor:
         """Logits ``(batch, samples, num_labels)`` of single codes to those of the mean probability."""
@@ -368,23 +368,25 @@ class VIBPreTrainedModel(PreTrainedModel):
             raise ValueError("bottleneck='none' keeps what its encoder does: there is no bound on I(Z; X)")
         if self.is_regression and label_entropy is None:
             raise ValueError("a regression's labels have a differential entropy: give label_entropy in nats")
-        was_training = self.training
-        self.eval()
         count = num_samples or self.config.num_eval_samples
         rates, losses, labels, posteriors = [], [], [], []
-        for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=data_collator), desc="Information plane", unit="batch"):
-            batch = {name: values.to(self.device) for name, values in batch.items()}
-            if "labels" not in batch:
-                raise ValueError(f"the examples have no labels, only {', '.join(batch)}")
-            found = self.code({name: values for name, values in batch.items() if name != "labels"}, count)
-            targets = self.check_labels(batch["labels"], len(found.mean))
-            nats = self.negative_log_likelihood(self.logits_of(found.latents), targets[:, None])
-            rates.append(found.rate.double())
-            losses.append(nats.mean(1).double())
-            labels.append(targets)
-            if sum(map(len, rates[:-1])) < lower_bound_examples and found.scale.ndim == 2:
-                posteriors.append((found.mean, found.scale, found.latents[:, 0]))
-        self.train(was_training)
+        was_training = self.training
+        self.eval()
+        try:
+            for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=data_collator), "Information plane", unit="batch"):
+                batch = {name: values.to(self.device) for name, values in batch.items()}
+                if "labels" not in batch:
+                    raise ValueError(f"the examples have no labels, only {', '.join(batch)}")
+                found = self.code({name: values for name, values in batch.items() if name != "labels"}, count)
+                targets = self.check_labels(batch["labels"], len(found.mean))
+                nats = self.negative_log_likelihood(self.logits_of(found.latents), targets[:, None])
+                rates.append(found.rate.double())
+                losses.append(nats.mean(1).double())
+                labels.append(targets)
+                if sum(map(len, rates[:-1])) < lower_bound_examples and found.scale.ndim == 2:
+                    posteriors.append((found.mean, found.scale, found.latents[:, 0]))
+        finally:
+            self.train(was_training)
         if not rates:
             raise ValueError("the data set is empty")
         rate, loss = torch.cat(rates), torch.cat(losses)

@@ -345,7 +345,7 @@ class VariationalBottleneck(nn.Module):
 
     def penalty(self, posterior: GaussianPosterior, rate: Tensor) -> Tensor:
         """What the rate adds to the loss, a mean over the examples."""
-        weight, target = self.multiplier.clone(), self.settings["target_rate"]  # a copy: training changes it in place
+        weight, target = self.multiplier, self.settings["target_rate"]
         if self.training and self.settings["kl_warmup_steps"]:
             weight = weight * (self.steps.float() / self.settings["kl_warmup_steps"]).clamp_max(1)
         if self.settings["bottleneck"] == "hinge":
@@ -358,9 +358,10 @@ class VariationalBottleneck(nn.Module):
     def update_state(self, rate: Tensor) -> None:
         """Count a training step, and move the multiplier towards the target rate.
 
-        All processes of a distributed training move it alike, by the mean rate of the whole batch.
+        All processes of a distributed training move it alike, by the mean rate of the whole batch. The state is replaced and
+        not changed in place: the backward pass of a compiled graph computes the weight of the rate once more from the old.
         """
-        self.steps += 1
+        self.steps = self.steps + 1
         if self.settings["bottleneck"] != "dual":
             return
         mean = rate.detach().mean()
@@ -369,9 +370,9 @@ class VariationalBottleneck(nn.Module):
             mean = mean / torch.distributed.get_world_size()
         step, target = self.settings["dual_lr"], self.settings["target_rate"]
         if self.settings["dual_update"] == "linear":
-            self.multiplier.copy_((self.multiplier + step * (mean - target)).clamp_min(0))
+            self.multiplier = (self.multiplier + step * (mean - target)).clamp_min(0)
         else:
-            self.multiplier.mul_((step * (mean.clamp_min(1e-9) / target).log().clamp(-1, 1)).exp())
+            self.multiplier = self.multiplier * (step * (mean.clamp_min(1e-9) / target).log().clamp(-1, 1)).exp()
 
     def forward(
         self,
