@@ -40,6 +40,13 @@ def test_snippets_run(tmp_path, monkeypatch):
     }
     training.train(tiny_model(tmp_path, capsules, "training.num_train_epochs=1"), "outputs/capsule_digits")
     training.train(test_text.tiny(tmp_path, "training.num_train_epochs=1"), "outputs/conditional_ln_bert_reviews")
+    bottleneck = {
+        "model_type": "vib",
+        "auto_class": "AutoModelForImageClassification",
+        "encoder_type": "mlp",
+        "image_size": 8,
+    }
+    training.train(tiny_model(tmp_path, bottleneck, "training.num_train_epochs=1"), "outputs/vib_digits")
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippets) >= 3
     for snippet in snippets:

@@ -78,6 +78,10 @@ class VAEConfig(BottleneckConfig):
         """Number of dimensions D of one example."""
         return math.prod(self.event_shape)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "VAEConfig":
+        """This configuration: transformers would take the field `decoder` for a nested one."""
+        return self
+
     def validate_networks(self):
         check_choice("network", self.network, NETWORKS)
         check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
