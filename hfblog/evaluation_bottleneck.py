@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def evaluate_vib_on_images(run: EvaluationRun) -> dict[str, Any]:
             report["exactness"].append(forgotten)
             report["pictures"].append(picture)
     report.pop("coded", None)
-    return report | {"baselines": baseline_errors(run)}
+    return report | {"baselines": twin_rows(run) + baseline_errors(run)}
 
 
 def evaluate_vib_on_texts(run: EvaluationRun) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def evaluate_vib_on_texts(run: EvaluationRun) -> dict[str, Any]:
         report["tables"].append(unfamiliar_table(run, found, others, "texts"))
     report["notes"].append(TEXT_BASELINE_NOTE)
     report["description"] = f"{len(labels):,} texts of the {run.arguments.split} split, cut after {longest} tokens."
-    return report | {"baselines": text_baseline_errors(run)}
+    return report | {"baselines": twin_rows(run) + text_baseline_errors(run)}
 
 
 def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labels: Tensor, what: str) -> dict[str, Any]:
@@ -202,6 +203,20 @@ def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labe
         "log_probs": log_probs,
         "coded": found,
     }
+
+
+def twin_rows(run: EvaluationRun) -> list[dict[str, Any]]:
+    """The variants beside the first of the comparison named ``twin``, with their means over the seeds."""
+    record = read_comparisons(run.folder).get("twin")
+    if record is None:
+        return []
+    count = len(record["seeds"])
+    suffix = f", mean of {count} seeds" if count > 1 else ""
+    return [
+        {"label": row["label"] + suffix}
+        | {key: statistics.mean(figures[key] for figures in row["runs"]) for key in row["runs"][0]}
+        for row in record["rows"][1:]
+    ]
 
 
 def attack(model: VIBForImageClassification, pixel_values: Tensor, labels: Tensor, size: float, steps: int) -> Tensor:

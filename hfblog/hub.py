@@ -22,6 +22,8 @@ PIPELINE_TAGS = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForCausalLM": "text-generation",
 }
+# Models whose Auto class tells no task.
+MODEL_TAGS = {"vae": "unconditional-image-generation"}
 
 
 def export(model: PreTrainedModel, folder: str | Path, processor: Any = None) -> Path:
@@ -147,7 +149,7 @@ def pipeline_tag(config: dict[str, Any]) -> str | None:
             return PIPELINE_TAGS[auto_class]
     for task in config.get("custom_pipelines", {}):
         return task
-    return None
+    return MODEL_TAGS.get(config["model_type"])
 
 
 def format_number(value: Any) -> str:

@@ -193,6 +193,7 @@ def test_autoencoder_from_recipe_to_card(tmp_path):
     assert rows["independent pixels"] == pytest.approx(expected, rel=1e-6)
     names = {"samples.png", "reconstructions.png", "interpolations.png", "latent_map.png"}
     assert names <= {picture["file"] for picture in metrics["pictures"]}
+    assert "pipeline_tag: unconditional-image-generation" in (folder / "README.md").read_text(encoding="utf-8")
     run_snippets(folder)
     # with the package installed, the flows' pipeline draws from it, too
     images = transformers.pipeline("unconditional-image-generation", model=str(folder))(3, seed=0)
@@ -274,11 +275,15 @@ def test_a_comparison_goes_on_and_reaches_the_card(image_folder, tmp_path):
     weak, strong = record["rows"]
     assert [row["label"] for row in record["rows"]] == ["0.001", "1"] and len(weak["runs"]) == 2
     assert max(run["rate"] for run in strong["runs"]) < min(run["rate"] for run in weak["runs"])
-    (image_folder / "comparison-beta.json").write_text((tmp_path / "comparison-beta.json").read_text())
+    for name in ("beta", "twin"):
+        (image_folder / f"comparison-{name}.json").write_text((tmp_path / "comparison-beta.json").read_text())
     metrics = evaluation.evaluate(image_folder, overrides=["attack_size=0"])
-    (image_folder / "comparison-beta.json").unlink()
+    for name in ("beta", "twin"):
+        (image_folder / f"comparison-{name}.json").unlink()
+    (twin,) = [row for row in metrics["comparisons"] if row["label"] == "1, mean of 2 seeds"]
+    assert twin["error"] == pytest.approx(sum(run["error"] for run in strong["runs"]) / 2)
     assert "information_plane.png" in {picture["file"] for picture in metrics["pictures"]}
-    (table,) = [table for table in metrics["tables"] if "parameters" in table["columns"]]
+    table, _ = [table for table in metrics["tables"] if "parameters" in table["columns"]]
     assert table["rows"][0][1] == record["rows"][0]["num_parameters"] and "±" in table["rows"][0][2]
 
     # a folder of another recipe is not taken for this one's

@@ -160,7 +160,7 @@ class VAEModel(PreTrainedModel):
             self.decoder = MLPDecoder(config)
         self.bottleneck = VariationalBottleneck(self.encoder.output_size, config.latent_dim, **config.layer_settings)
         learns_std = config.decoder == "gaussian" and config.decoder_std is None
-        self.log_std = nn.Parameter(torch.empty(())) if learns_std else None
+        self.log_std = nn.Parameter(torch.empty((), dtype=torch.float32)) if learns_std else None
         self.post_init()
 
     @torch.no_grad()

@@ -110,7 +110,8 @@ class VIBPreTrainedModel(PreTrainedModel):
         self.bottleneck = VariationalBottleneck(self.encoder.output_size, config.latent_dim, **config.layer_settings)
         self.classifier = nn.Linear(config.latent_dim, config.num_labels)
         # logarithm of the noise's standard deviation in each value of a regression
-        self.log_noise = nn.Parameter(torch.zeros(config.num_labels)) if self.is_regression else None
+        noise = torch.zeros(config.num_labels, dtype=torch.float32)
+        self.log_noise = nn.Parameter(noise) if self.is_regression else None
         self.post_init()
 
     @staticmethod

@@ -428,7 +428,7 @@ class VariationalBottleneck(nn.Module):
 def draw_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal float32 numbers from a generator of any device, placed where ``like`` is."""
     device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device).to(like.device)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(like.device)
 
 
 def interpolate_latents(start: Tensor, end: Tensor, steps: int, mode: str = "spherical") -> Tensor:
