@@ -206,7 +206,7 @@ def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labe
 
 
 def twin_rows(run: EvaluationRun) -> list[dict[str, Any]]:
-    """The variants beside the first of the comparison named ``twin``, with their means over the seeds."""
+    """The twins of the comparison named ``twin``, with their means over the seeds."""
     record = read_comparisons(run.folder).get("twin")
     if record is None:
         return []
@@ -215,7 +215,8 @@ def twin_rows(run: EvaluationRun) -> list[dict[str, Any]]:
     return [
         {"label": row["label"] + suffix}
         | {key: statistics.mean(figures[key] for figures in row["runs"]) for key in row["runs"][0]}
-        for row in record["rows"][1:]
+        for row in record["rows"]
+        if "twin" in row["label"]
     ]
 
 

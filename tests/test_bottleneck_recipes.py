@@ -275,12 +275,13 @@ def test_a_comparison_goes_on_and_reaches_the_card(image_folder, tmp_path):
     weak, strong = record["rows"]
     assert [row["label"] for row in record["rows"]] == ["0.001", "1"] and len(weak["runs"]) == 2
     assert max(run["rate"] for run in strong["runs"]) < min(run["rate"] for run in weak["runs"])
-    for name in ("beta", "twin"):
-        (image_folder / f"comparison-{name}.json").write_text((tmp_path / "comparison-beta.json").read_text())
+    text = (tmp_path / "comparison-beta.json").read_text()
+    (image_folder / "comparison-beta.json").write_text(text)
+    (image_folder / "comparison-twin.json").write_text(text.replace('"label": "1"', '"label": "strong twin"'))
     metrics = evaluation.evaluate(image_folder, overrides=["attack_size=0"])
     for name in ("beta", "twin"):
         (image_folder / f"comparison-{name}.json").unlink()
-    (twin,) = [row for row in metrics["comparisons"] if row["label"] == "1, mean of 2 seeds"]
+    (twin,) = [row for row in metrics["comparisons"] if row["label"] == "strong twin, mean of 2 seeds"]
     assert twin["error"] == pytest.approx(sum(run["error"] for run in strong["runs"]) / 2)
     assert "information_plane.png" in {picture["file"] for picture in metrics["pictures"]}
     table, _ = [table for table in metrics["tables"] if "parameters" in table["columns"]]
