@@ -86,7 +86,11 @@ def run_comparison(
             if not written.exists() or not (folder / "training.json").exists():
                 training.train(recipe, folder, overwrite=True)
             file = folder / "metrics.json"
-            metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else evaluation.evaluate(folder)
+            metrics = (
+                json.loads(file.read_text(encoding="utf-8"))
+                if file.exists()
+                else evaluation.evaluate(folder, with_baselines=False)
+            )
             labels |= {key: f"{result['label']} ({result['unit']})" for key, result in metrics["results"].items()}
             runs.append({key: result["value"] for key, result in metrics["results"].items()})
             print(f"{variant.label}, seed {seed}: {json.dumps(runs[-1])}", flush=True)

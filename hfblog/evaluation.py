@@ -40,13 +40,19 @@ from .recipes import (
 from .tables import comparison_table, read_comparisons
 
 
-def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+def evaluate(
+    folder: str | Path,
+    data: str | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    with_baselines: bool = True,
+) -> dict[str, Any]:
     """Measure an exported model on its recipe's data, and write metrics.json, pictures and the card into its folder.
 
     Args:
         folder: what `hfblog.training.train` exported.
         data: data set in place of the recipe's, by name, Hub id or folder.
         overrides: ``key=value`` for fields of [`EvaluationArguments`].
+        with_baselines: whether baselines of classifiers are measured beside the model.
 
     Returns:
         The content of metrics.json.
@@ -72,7 +78,8 @@ def evaluate(folder: str | Path, data: str | None = None, overrides: list[str] |
         raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")
     prepared = {split: prepare_split(splits, split, recipe, processor) for split in splits}
 
-    measured = find_evaluator(model)(EvaluationRun(model, processor, splits, prepared, arguments, folder, recipe))
+    run = EvaluationRun(model, processor, splits, prepared, arguments, folder, recipe, with_baselines)
+    measured = find_evaluator(model)(run)
     training_file = folder / "training.json"
     training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.exists() else None
     loss = measured.pop("loss", "validation loss (nats)")

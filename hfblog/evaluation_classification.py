@@ -78,6 +78,8 @@ def error_note(wrong: Tensor, what: str) -> str:
 
 def baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
     """Error rates in percent on the reported split of the largest class and of logistic regression on the pixels."""
+    if not run.with_baselines:
+        return []
     test = run.arguments.split
     (train, train_labels), (held_out, labels) = (
         (columns["pixel_values"].flatten(1).numpy(), columns["labels"].numpy())
@@ -100,6 +102,8 @@ TEXT_BASELINE_NOTE = (
 
 def text_baseline_errors(run: EvaluationRun) -> list[dict[str, Any]]:
     """Error rates in percent on the reported split of the largest class and of logistic regression on n-grams."""
+    if not run.with_baselines:
+        return []
     split, data = run.arguments.split, run.recipe.data
     texts = {name: list(part[text_column_of(part, data.get("text_column"))]) for name, part in run.splits.items()}
     classes = {

@@ -575,6 +575,7 @@ class EvaluationRun:
         arguments: of the family's evaluation.
         folder: where pictures go.
         recipe: the recipe that the folder was trained by.
+        with_baselines: whether baselines, which take longer than the model to fit, are measured, too.
     """
 
     model: Any
@@ -584,6 +585,7 @@ class EvaluationRun:
     arguments: Any
     folder: Path
     recipe: Recipe
+    with_baselines: bool = True
 
 
 def command_line() -> str:
