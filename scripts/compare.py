@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--caption", default="Variants of the recipe.", help="first sentence under the table")
     parser.add_argument("--last-weights", action="store_true", help="report the last epoch instead of the best by validation")
     parser.add_argument("--into", help="trained folder that gets the record; the work folder by default")
-    parser.add_argument("--work", help="folder of the models; default: outputs/compare_NAME")
+    parser.add_argument("--work", help="folder of the models; default: outputs/RECIPE_NAME")
     arguments = parser.parse_intermixed_args()
-    work = Path(arguments.work or f"outputs/compare_{arguments.name}")
+    work = Path(arguments.work or f"outputs/{Path(arguments.recipe).stem}_{arguments.name}")
     overrides = arguments.overrides + ([f"data.name={arguments.data}"] if arguments.data else [])
     overrides += comparison.LAST_WEIGHTS if arguments.last_weights else []
     try:

@@ -527,6 +527,18 @@ def test_saved_models_come_back_exactly(tmp_path):
     torch.testing.assert_close(lowered.log_likelihood(x, 20), model.log_likelihood(x, 20), rtol=0.05, atol=0.3)
 
 
+def test_transformers_takes_no_field_for_a_nested_configuration():
+    """It reads a field named decoder as one, in saving and in training."""
+    config = VAEConfig(**SMALL)
+    assert config.get_text_config() is config and config.get_text_config(decoder=True) is config
+
+
+def test_the_noise_of_pixels_stays_in_float32():
+    model = AutoModel.from_config(VAEConfig(**SMALL, decoder="gaussian"), dtype=torch.bfloat16)
+    assert model.decoder.output.weight.dtype == torch.bfloat16
+    assert {model.log_std.dtype, model.bottleneck.multiplier.dtype, model(images_of()).loss.dtype} == {torch.float32}
+
+
 @pytest.mark.parametrize("decoder", ["bernoulli", "gaussian"])
 def test_every_parameter_learns_from_stochastic_pixels(decoder):
     model = make_model(decoder=decoder, prior="mixture", network="conv", conv_channels=(4,), num_train_samples=2).train()

@@ -209,6 +209,13 @@ def test_regression_is_the_likelihood_of_a_learned_noise(count):
         assert torch.equal(model(images, labels=labels.double()).loss, model(images, labels=labels).loss)
 
 
+def test_the_noise_of_a_regression_stays_in_float32():
+    model = AutoModelForImageClassification.from_config(VIBConfig(**(IMAGES | {"num_labels": 1})), dtype=torch.bfloat16)
+    assert model.classifier.weight.dtype == torch.bfloat16
+    output = model(images_of(6), labels=torch.randn(6))
+    assert {model.log_noise.dtype, output.loss.dtype, output.logits.dtype, output.rate.dtype} == {torch.float32}
+
+
 @torch.no_grad()
 def test_the_deterministic_twin_has_the_same_network_without_noise():
     model, images, labels = image_model(bottleneck="none", eval_mode="sample"), images_of(6), torch.arange(6) % 3
@@ -312,6 +319,11 @@ def test_padding_does_not_change_a_text(settings, left):
             vectors = model.get_input_embeddings()(padded["input_ids"])
             embedded = model(inputs_embeds=vectors, attention_mask=padded["attention_mask"])
             torch.testing.assert_close(embedded.mean[0], output.mean[row], rtol=1e-5, atol=1e-5)
+            # whose own noise knows no padding either
+            present = padded["attention_mask"][0] == 1
+            alone = model(inputs_embeds=vectors[:, present])
+            torch.testing.assert_close(embedded.latents, alone.latents, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(embedded.rate, alone.rate, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -358,6 +370,21 @@ def test_mlp_and_conv_encoders_by_hand(center):
         assert maps.shape[2:] == size
     assert conv.encoder.head.layers[0].in_features == 6 * 2 * 3
     torch.testing.assert_close(conv.features(images), conv.encoder.head.layers[0](maps.flatten(1)).tanh())
+
+
+@pytest.mark.parametrize("encoder_type", ["mlp", "conv", "auto"])
+@torch.no_grad()
+def test_dropout_takes_features_in_training(encoder_type):
+    still = {**VIT, "hidden_size": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings = {"encoder_config": still} if encoder_type == "auto" else {"hidden_sizes": (200,), "hidden_act": "tanh"}
+    model = image_model(encoder_type=encoder_type, dropout=0.3, image_size=8, **settings)
+    images = images_of(40, 8)
+    whole = model.features(pixel_values=images)
+    assert torch.equal(model.features(pixel_values=images), whole)
+    found = model.train().features(pixel_values=images)
+    taken = found == 0
+    assert taken.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(found[~taken], whole[~taken] / 0.7)
 
 
 def naive_text_cnn(model: VIBForSequenceClassification, ids: Tensor, mask: Tensor) -> Tensor:
