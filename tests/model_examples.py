@@ -273,7 +273,8 @@ EXAMPLES = {
             "hidden_sizes": (10,),
             "latent_dim": CODE_SIZE,
             "bottleneck": "dual",
-            "target_rate": 1.7,
+            "beta": 0.05,
+            "target_rate": 1.75,
             "dual_lr": 0.05,
             # near the target from the start, where the rates of single batches tell in the multiplier
             "std_param": "softplus",
@@ -311,7 +312,7 @@ EXAMPLES = {
             {"target_rate": None},
             {"target_rate": 0.0},
             {"target_rate": -1.0},
-            {"target_rate": 1.7, "bottleneck": "fixed"},
+            {"target_rate": 1.75, "bottleneck": "fixed"},
             {"beta": -0.1},
             {"beta": 0.0},
             {"dual_update": "adam"},

@@ -547,6 +547,16 @@ def test_every_parameter_learns_from_stochastic_pixels(decoder):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, name
 
 
+@torch.no_grad()
+def test_training_draws_new_codes_at_every_step():
+    model, x = make_model(binarization="threshold", num_train_samples=2).train(), images_of(4)
+    torch.manual_seed(0)
+    first, second = model(x).latents, model(x).latents
+    assert first.shape == (4, 2, 3) and (first != second).all() and (first[:, 0] != first[:, 1]).all()
+    torch.manual_seed(0)
+    assert torch.equal(model(x).latents, first)
+
+
 def test_queries_in_training_move_nothing():
     model, x = make_model(bottleneck="dual", target_rate=1.0).train(), images_of(4)
     for ask in (model.encode, model.reconstruct, partial(model.log_likelihood, num_samples=3), partial(model.interpolate, x)):

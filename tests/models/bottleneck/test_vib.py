@@ -141,7 +141,11 @@ def test_loss_of_training_is_the_mean_over_codes(bottleneck):
     assert output.loss.item() == pytest.approx(output.task_loss.item() + 0.3 * excess, rel=1e-5)
     # logits are those of the mean probability here, too
     torch.testing.assert_close(output.logits.exp(), each.softmax(2).mean(1))
-    assert model(images, labels=labels).latents.shape == (6, 4, 5)
+    torch.manual_seed(0)
+    first, second = model(images, labels=labels).latents, model(images, labels=labels).latents
+    assert first.shape == (6, 4, 5) and (first != second).all()
+    torch.manual_seed(0)
+    assert torch.equal(model(images).latents, first)
 
 
 @torch.no_grad()
