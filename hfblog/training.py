@@ -309,6 +309,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (output_dir / hub.METRICS_FILE).unlink(missing_ok=True)  # of an earlier end of this run
         hub.write_card(output_dir)
+    trainer.accelerator.wait_for_everyone()  # on every process the folder is whole from here on
     return output_dir
 
 

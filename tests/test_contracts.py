@@ -257,6 +257,7 @@ trainer.train()
 if trainer.is_world_process_zero():
     torch.save({"world": arguments.world_size, "weights": trainer.model.state_dict()}, Path(folder) / "result.pt")
 if torch.distributed.is_initialized():
+    torch.distributed.barrier()  # nobody hangs up on a process that still talks
     torch.distributed.destroy_process_group()  # its threads may abort an ending process
 """
 

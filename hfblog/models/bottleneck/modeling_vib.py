@@ -333,7 +333,11 @@ class VIBPreTrainedModel(PreTrainedModel):
         return (each.sigmoid() if self.is_multi_label() else each.softmax(-1)).mean(1)
 
     def ood_score(self, pixel_values: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """How unusual each example is, ``(batch,)``: its rate in nats, by which its code stands out from the prior."""
+        """How unusual each example is, ``(batch,)``: its rate in nats, by which its code stands out from the prior.
+
+        Nothing forces inputs that resemble no training example to a high rate; look at the table of the model's card, or
+        measure it on inputs of that kind, before relying on it.
+        """
         rate = self.encode(pixel_values, **inputs).rate
         if rate is None:
             raise ValueError("bottleneck='none' has no rate to score with")
