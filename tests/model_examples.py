@@ -90,6 +90,19 @@ def _with_noise_of_codes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch | {"noise": noise}
 
 
+# without dropout: a loss must be a function of the batch
+TINY_BERT = {
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
 EXAMPLES = {
     "capsule": ModelExample(
         config={"conv_channels": [6, 8], "conv_padding": True, "pool_after": 1, "capsule_dim": 5, "num_labels": 3},
@@ -103,17 +116,7 @@ EXAMPLES = {
                 "decoder_hidden_sizes": [7],
             },
             "AutoModelForSequenceClassification": {
-                "encoder_config": {
-                    "model_type": "bert",
-                    "vocab_size": 40,
-                    "hidden_size": 16,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 24,
-                    "max_position_embeddings": 12,
-                    "hidden_dropout_prob": 0.0,
-                    "attention_probs_dropout_prob": 0.0,
-                },
+                "encoder_config": TINY_BERT,
                 "weight_layout": "factored",
                 "num_input_capsules": 12,
                 "num_labels": 2,
@@ -285,17 +288,7 @@ EXAMPLES = {
         changes={
             "AutoModelForSequenceClassification": {
                 "encoder_type": "auto",
-                "encoder_config": {
-                    "model_type": "bert",
-                    "vocab_size": 40,
-                    "hidden_size": 16,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 24,
-                    "max_position_embeddings": 12,
-                    "hidden_dropout_prob": 0.0,
-                    "attention_probs_dropout_prob": 0.0,
-                },
+                "encoder_config": TINY_BERT,
                 "bottleneck": "fixed",
                 "target_rate": None,
                 "prior": "vamp",
