@@ -27,6 +27,7 @@ from .evaluation_classification import (
     text_baseline_errors,
 )
 from .models.bottleneck import VAEModel, VIBForImageClassification
+from .models.bottleneck.modeling_vib import entropy_of_labels
 from .pictures import image_grid, plot
 from .recipes import EvaluationRun
 from .tables import read_comparisons
@@ -109,7 +110,8 @@ def evaluate_vib_on_images(run: EvaluationRun) -> dict[str, Any]:
             "be a gradient that vanishes."
         )
     if model.bottleneck.is_stochastic:
-        report["tables"].append(unfamiliar_table(run, report.pop("coded"), unfamiliar_images(pixel_values), "images"))
+        others = unfamiliar_images(pixel_values, arguments.batch_size)
+        report["tables"].append(unfamiliar_table(run, report.pop("coded"), others, "images"))
         if pixel_values[0].numel() <= 1024:
             forgotten, picture = forgotten_report(run, pixel_values)
             report["exactness"].append(forgotten)
@@ -153,8 +155,7 @@ def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labe
     ]
     tables, pictures = [], []
     if stochastic:
-        shares = labels.bincount().double() / len(labels)
-        entropy = torch.special.entr(shares).sum().item()
+        entropy = entropy_of_labels(labels)
         each = found["each"].double().gather(2, labels[:, None, None].expand(-1, found["each"].shape[1], 1))
         rate = found["rate"].double()
         results["rate"] = {
@@ -179,8 +180,7 @@ def classifier_report(run: EvaluationRun, batches: list[dict[str, Tensor]], labe
             f"mean of {config.num_eval_samples} codes": found["log_probs"],
         }
         rows = [
-            [name, *(value for value in prediction_scores(values, labels, arguments.num_bins).values())]
-            for name, values in predictions.items()
+            [name, *prediction_scores(values, labels, arguments.num_bins).values()] for name, values in predictions.items()
         ]
         tables.append(
             {
@@ -254,7 +254,7 @@ def attack_results(run: EvaluationRun, pixel_values: Tensor, labels: Tensor) -> 
     return results
 
 
-def unfamiliar_images(pixel_values: Tensor) -> dict[str, list[dict[str, Tensor]]]:
+def unfamiliar_images(pixel_values: Tensor, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
     """Test images turned into what nobody trained on."""
     size = pixel_values[0, 0].numel()
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
@@ -262,14 +262,14 @@ def unfamiliar_images(pixel_values: Tensor) -> dict[str, list[dict[str, Tensor]]
     others = {"pixels in another, fixed order": shuffled, "grey levels inverted": 1 - pixel_values}
     if pixel_values.shape[2] == pixel_values.shape[3]:
         others["turned by a quarter"] = pixel_values.rot90(1, (2, 3))
-    return {name: image_batches(images.contiguous(), 500) for name, images in others.items()}
+    return {name: image_batches(images.contiguous(), batch_size) for name, images in others.items()}
 
 
 def random_texts(run: EvaluationRun, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The same texts with every ordinary token drawn anew from the tokens of the vocabulary."""
     generator = torch.Generator().manual_seed(run.arguments.seed)
-    special = torch.tensor(run.processor.all_special_ids)
-    ordinary = torch.tensor([index for index in range(len(run.processor)) if index not in set(special.tolist())])
+    special, vocabulary = torch.tensor(run.processor.all_special_ids), torch.arange(len(run.processor))
+    ordinary = vocabulary[~torch.isin(vocabulary, special)]
     drawn = []
     for batch in batches:
         ids = batch["input_ids"]

@@ -20,7 +20,7 @@ from pathlib import Path
 # Before torch is imported: waiting threads that spin make two threads slower than one beside a busy neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from hfblog import evaluation, evaluation_capsule, recipes, training  # noqa: E402
+from hfblog import comparison, evaluation, evaluation_capsule, recipes, training  # noqa: E402
 
 LABELS = {
     "error": "error rate (%)",
@@ -28,12 +28,7 @@ LABELS = {
     "two_objects_threshold": "both above 0.5 (%)",
 }
 # Nothing is chosen among epochs: every run reports its last weights.
-NO_CHOICE = [
-    "training.eval_strategy=no",
-    "training.save_strategy=no",
-    "training.logging_strategy=no",
-    "training.load_best_model_at_end=false",
-]
+NO_CHOICE = [*comparison.LAST_WEIGHTS, "training.logging_strategy=no"]
 
 
 def settings(types: list[str], iterations: list[int]) -> list[tuple[str, int | str, list[str]]]:
