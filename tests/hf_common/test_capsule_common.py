@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import unittest
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
 import torch
-from common_testers import CommonTests, ModelTester
+from common_testers import CommonTestsWithoutHiddenStates, ModelTester
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.testing_utils import torch_device
@@ -39,7 +38,7 @@ class CapsuleTester(ModelTester):
         return {"labels": torch.zeros(self.batch_size, dtype=torch.long, device=torch_device)}
 
 
-class CapsuleTest(CommonTests, unittest.TestCase):
+class CapsuleTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
     """Without `TrainingTesterMixin`, which knows how to make a batch of text only."""
 
     model_tester_class = CapsuleTester
@@ -67,20 +66,6 @@ class CapsuleTest(CommonTests, unittest.TestCase):
         # without the base model, which has no loss; transformers knows that of its own base models only
         with patch.object(self, "all_model_classes", self.all_model_classes[1:]):
             super().test_training()
-
-    def test_model_outputs_equivalence(self) -> None:
-        # The test compares tuples with dictionaries, and then once more with hidden states, an argument that capsules refuse;
-        # it is dropped on the way, so that the comparison itself stays.
-        with contextlib.ExitStack() as stack:
-            for model_class in self.all_model_classes:
-                forward = model_class.forward
-
-                def without_hidden_states(model: Any, *args: Any, forward: Any = forward, **kwargs: Any) -> Any:
-                    kwargs.pop("output_hidden_states", None)
-                    return forward(model, *args, **kwargs)
-
-                stack.enter_context(patch.object(model_class, "forward", without_hidden_states))
-            super().test_model_outputs_equivalence()
 
 
 class CapsNetTester(CapsuleTester):
