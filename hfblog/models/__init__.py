@@ -8,7 +8,7 @@ from .contrastive import *  # noqa: F403
 from .flow import *  # noqa: F403
 
 # Here and not in their folders, which import from no other: a saved folder takes the processor's file along by itself.
-for config_class in (bottleneck.VAEConfig, bottleneck.VIBConfig, capsule.CapsuleConfig):
+for config_class in (bottleneck.VAEConfig, bottleneck.VIBConfig, capsule.CapsuleConfig, contrastive.NCEDensityConfig):
     AutoImageProcessor.register(config_class, image_processor_classes={"pil": flow.FlowImageProcessor}, exist_ok=True)
 
 __all__ = [*bottleneck.__all__, *capsule.__all__, *conditional_ln_bert.__all__, *contrastive.__all__, *flow.__all__]

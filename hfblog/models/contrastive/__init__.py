@@ -1,7 +1,9 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_contrastive import ContrastiveConfig
+from .configuration_nce_density import NCEDensityConfig
 from .configuration_nce_lm import NCELMConfig
+from .modeling_nce_density import NCEDensityModel, NCEDensityOutput, Normalization
 from .modeling_nce_lm import NCEForCausalLM, NCELMOutput, PartitionStats
 from .nce_loss import NCELoss
 from .noise_distributions import (
@@ -14,6 +16,9 @@ from .noise_distributions import (
 )
 from .tokenization_words import train_word_tokenizer
 
+AutoConfig.register("nce_density", NCEDensityConfig, exist_ok=True)
+AutoModel.register(NCEDensityConfig, NCEDensityModel, exist_ok=True)
+
 AutoConfig.register("nce_lm", NCELMConfig, exist_ok=True)
 AutoModelForCausalLM.register(NCELMConfig, NCEForCausalLM, exist_ok=True)
 
@@ -22,11 +27,15 @@ __all__ = [
     "FlowNoise",
     "GaussianMixtureNoise",
     "GaussianNoise",
+    "NCEDensityConfig",
+    "NCEDensityModel",
+    "NCEDensityOutput",
     "NCEForCausalLM",
     "NCELMConfig",
     "NCELMOutput",
     "NCELoss",
     "NoiseDistribution",
+    "Normalization",
     "PartitionStats",
     "UniformNoise",
     "UnigramNoise",

@@ -153,7 +153,7 @@ class UniformNoise(NoiseDistribution):
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Tensor:
         uniform = torch.rand(count, self.event_size, generator=generator, device=_device_of(generator, self.low.device))
-        return torch.lerp(self.low, self.high, uniform.to(self.low.device))
+        return torch.lerp(self.low, self.high, uniform.to(self.low))
 
     def box(self, width: float = 8.0) -> tuple[Tensor, Tensor]:
         return self.low, self.high

@@ -1,0 +1,1 @@
+../bottleneck/example_noise.py
