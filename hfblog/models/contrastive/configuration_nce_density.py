@@ -138,8 +138,8 @@ class NCEDensityConfig(ContrastiveConfig):
             raise ValueError(f"num_levels={self.num_levels} must be at least 2, or None for data that were not quantised")
         if (self.num_levels is None) != (self.dequantization == "none"):
             raise ValueError(
-                f"dequantization={self.dequantization!r} with num_levels={self.num_levels}: grey levels have a density only with "
-                "'uniform' noise, and other data have no levels"
+                f"dequantization={self.dequantization!r} with num_levels={self.num_levels}: grey levels have a density only "
+                "with 'uniform' noise, and other data have no levels"
             )
 
     def validate_energy(self):
@@ -184,8 +184,8 @@ class NCEDensityConfig(ContrastiveConfig):
             raise ValueError("relative_to_noise=True has no place in loss_type='random_softmax', which leaves log q out")
         if self.loss_type == "full" and self.event_size > 2:
             raise ValueError(
-                f"loss_type='full' integrates over a grid, in one or two dimensions, not in the {self.event_size} of event_shape="
-                f"{self.event_shape!r}"
+                f"loss_type='full' integrates over a grid, in one or two dimensions, not in the {self.event_size} of "
+                f"event_shape={self.event_shape!r}"
             )
 
     def to_dict(self) -> dict[str, Any]:

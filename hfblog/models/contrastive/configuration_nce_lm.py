@@ -21,7 +21,7 @@ class NCELMConfig(ContrastiveConfig):
     h is ``G(w, h) = <v_w, h> + b_w``, and its log-probability ``G(w, h) - c``.
 
     Args:
-        backbone_config: configuration of any causal transformers model with a ``last_hidden_state`` (``gpt2``, ``llama``, ...),
+        backbone_config: configuration of any causal transformers model with a ``last_hidden_state`` (``gpt2``, ``llama``),
             as a dictionary with its ``model_type``; it says the size of the vocabulary.
         loss_type: ``"nce"``, ``"ranking"`` (sampled softmax), ``"full"`` (the softmax itself, the twin to compare with),
             ``"density_ratio"``, ``"neg"`` (word2vec's) or ``"random_softmax"``; see [`NCELoss`]. Those but the first three

@@ -226,8 +226,8 @@ class NCEDensityModel(PreTrainedModel):
         """
         outside = self.noise.fraction_outside(x)
         message = (
-            f"{100 * outside:.3g} % of the data lie outside the support of noise={self.config.noise!r}: the density there is not "
-            "learned, and c is wrong by their share. Fit the noise to all of the data, or raise noise_margin."
+            f"{100 * outside:.3g} % of the data lie outside the support of noise={self.config.noise!r}: the density there is "
+            "not learned, and c is wrong by their share. Fit the noise to all of the data, or raise noise_margin."
         )
         if outside == 1:
             raise ValueError(message)
@@ -475,7 +475,7 @@ class NCEDensityModel(PreTrainedModel):
         method = method or ("grid" if small else "importance")
         if method not in ("grid", "importance") or (method == "grid" and not small):
             raise ValueError(
-                f"method={method!r} must be 'importance', or 'grid' in one or two dimensions; here are {self.config.event_size}"
+                f"method={method!r} must be 'importance', or 'grid' in one or two dimensions, not {self.config.event_size}"
             )
         if method == "grid":
             points, log_volume = self._grid()
@@ -564,8 +564,8 @@ class NCEDensityModel(PreTrainedModel):
         effective = (weights.sum().square() / weights.square().sum()).item()
         if effective < num_samples:
             logger.warning(
-                f"{count} noise samples are worth {effective:.0f} of the model's, fewer than num_samples={num_samples}: some will "
-                "repeat. Raise oversampling, or take noise closer to the data."
+                f"{count} noise samples are worth {effective:.0f} of the model's, fewer than num_samples={num_samples}: some "
+                "will repeat. Raise oversampling, or take noise closer to the data."
             )
         device = weights.device if generator is None else generator.device
         chosen = torch.multinomial(weights.to(device), num_samples, replacement=True, generator=generator)
@@ -582,7 +582,7 @@ class NCEDensityModel(PreTrainedModel):
             found, tried = found + len(kept[-1]), tried + len(y)
             if found < 1e-5 * tried and tried > 10**6:
                 raise RuntimeError(
-                    f"rejection kept {found} of {tried} noise samples: the noise is too far from the density. Use method='langevin'"
+                    f"rejection kept {found} of {tried} noise samples: they are too far from the density. Use method='langevin'"
                 )
         return torch.cat(kept)[:num_samples]
 

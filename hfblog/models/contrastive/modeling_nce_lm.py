@@ -182,7 +182,9 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
 
     # --- the model ---
 
-    def hidden_states(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> ModelOutput:
+    def hidden_states(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> ModelOutput:
         """The backbone's output, whose ``last_hidden_state`` is ``(batch, length, d)``."""
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k not in (*CACHE_NAMES, "position_ids")}
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
@@ -210,7 +212,9 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         """
         sparse = self.config.sparse_gradients
         vectors = F.embedding(ids, self.lm_head.weight, sparse=sparse)
-        bias = None if self.lm_head.bias is None else F.embedding(ids, self.lm_head.bias[:, None], sparse=sparse)[..., 0].float()
+        bias = (
+            None if self.lm_head.bias is None else F.embedding(ids, self.lm_head.bias[:, None], sparse=sparse)[..., 0].float()
+        )
         if ids.shape == hidden.shape[:2]:
             scores = (hidden * vectors.to(hidden.dtype)).sum(-1, dtype=torch.float32)
         elif ids.ndim == 1:
@@ -351,9 +355,7 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         found = self.log_normalizer(hidden)
         if attention_mask is not None:
             found = found[attention_mask[:, 1:] != 0]
-        return PartitionStats(
-            mean=found.mean(), std=found.std(), min=found.min(), max=found.max(), num_contexts=found.numel()
-        )
+        return PartitionStats(mean=found.mean(), std=found.std(), min=found.min(), max=found.max(), num_contexts=found.numel())
 
 
 __all__ = ["NCEForCausalLM", "NCELMOutput", "PartitionStats"]

@@ -109,9 +109,7 @@ class NCELoss(nn.Module):
         data_scores, noise_scores = (
             scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in (data_scores, noise_scores)
         )
-        losses = getattr(self, f"_{self.loss_type}")(
-            data_scores, noise_scores, data_log_noise, noise_log_noise, log_partition
-        )
+        losses = getattr(self, f"_{self.loss_type}")(data_scores, noise_scores, data_log_noise, noise_log_noise, log_partition)
         if reduction == "none":
             return losses
         return losses.mean() if reduction == "mean" else losses.sum()

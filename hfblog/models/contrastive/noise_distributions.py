@@ -56,7 +56,7 @@ class NoiseDistribution(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define _sample")
 
     def box(self, width: float = 8.0) -> tuple[Tensor, Tensor]:
-        """Corners ``(D,)`` of a box that holds (nearly) all of its mass: ``width`` standard deviations where it is unbounded."""
+        """Corners ``(D,)`` of a box that holds (nearly) all of its mass; ``width`` standard deviations where it is infinite."""
         raise NotImplementedError(f"{type(self).__name__} has no box")
 
     # --- what all of them share ---
@@ -327,7 +327,9 @@ class GaussianMixtureNoise(NoiseDistribution):
         device = _device_of(generator, self.means.device)
         weights = self.log_weights.exp().to(device)
         component = torch.multinomial(weights, count, replacement=True, generator=generator).to(self.means.device)
-        normal = torch.randn(count, self.event_size, generator=generator, device=device).to(self.means.device, self.means.dtype)
+        normal = torch.randn(count, self.event_size, generator=generator, device=device).to(
+            self.means.device, self.means.dtype
+        )
         scales = self.scales[component]
         moved = (scales @ normal[..., None])[..., 0] if self.covariance == "full" else scales * normal
         return self.means[component] + moved
@@ -412,7 +414,7 @@ def alias_table(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class UnigramNoise(nn.Module):
-    """Words drawn by their counts to a power, ``q(w) = count(w)^power / sum``, from an alias table; uniform until it is fitted.
+    """Words drawn by their counts to a power, ``q(w) = count(w)^power / sum``, from an alias table; uniform until fitted.
 
     Args:
         vocab_size: number of words V.
@@ -467,9 +469,9 @@ class UnigramNoise(nn.Module):
         zero = (counts == 0).nonzero()[:, 0]
         if len(zero):
             raise ValueError(
-                f"{len(zero)} of {self.vocab_size} words have a count of 0, word {int(zero[0])} first: noise that never draws a "
-                "word cannot tell its probability, and the loss of a text that holds it is infinite. Give smoothing=1, or leave "
-                "such words out of the vocabulary."
+                f"{len(zero)} of {self.vocab_size} words have a count of 0, word {int(zero[0])} first: noise that never draws "
+                "a word cannot tell its probability, and the loss of a text that holds it is infinite. Give smoothing=1, or "
+                "leave such words out of the vocabulary."
             )
         weights = counts.double() ** self.power
         probabilities = weights / weights.sum()
