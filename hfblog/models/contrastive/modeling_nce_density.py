@@ -582,7 +582,7 @@ class NCEDensityModel(PreTrainedModel):
             found, tried = found + len(kept[-1]), tried + len(y)
             if found < 1e-5 * tried and tried > 10**6:
                 raise RuntimeError(
-                    f"rejection kept {found} of {tried} noise samples: they are too far from the density. Use method='langevin'"
+                    f"rejection kept {found} of {tried} noise samples: it is too far from the density. Use method='langevin'"
                 )
         return torch.cat(kept)[:num_samples]
 

@@ -56,7 +56,7 @@ class NoiseDistribution(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define _sample")
 
     def box(self, width: float = 8.0) -> tuple[Tensor, Tensor]:
-        """Corners ``(D,)`` of a box that holds (nearly) all of its mass; ``width`` standard deviations where it is infinite."""
+        """Corners ``(D,)`` of a box that holds nearly all of its mass; ``width`` standard deviations where it is infinite."""
         raise NotImplementedError(f"{type(self).__name__} has no box")
 
     # --- what all of them share ---
