@@ -75,7 +75,7 @@ def run_comparison(
         ]
         for variant in variants
     ]
-    rows, labels = [], {}
+    rows, labels, truths = [], {}, {}
     for variant, its_recipes in zip(variants, planned, strict=True):
         runs = []
         for seed, recipe in zip(seeds, its_recipes, strict=True):
@@ -92,6 +92,7 @@ def run_comparison(
                 else evaluation.evaluate(folder, with_baselines=False)
             )
             labels |= {key: f"{result['label']} ({result['unit']})" for key, result in metrics["results"].items()}
+            truths |= {key: result["truth"] for key, result in metrics["results"].items() if "truth" in result}
             runs.append({key: result["value"] for key, result in metrics["results"].items()})
             print(f"{variant.label}, seed {seed}: {json.dumps(runs[-1])}", flush=True)
         rows.append({"label": variant.label, "num_parameters": metrics["num_parameters"], "runs": runs})
@@ -102,5 +103,6 @@ def run_comparison(
         "split": metrics["data"]["split"],
         "hardware": evaluation.hardware(),
         "labels": labels,
+        "truths": truths,
         "rows": rows,
     }

@@ -21,11 +21,13 @@ from . import hub
 from .evaluation_bottleneck import evaluate_vae, evaluate_vib_on_images, evaluate_vib_on_texts
 from .evaluation_capsule import evaluate_capsules_on_images, evaluate_capsules_on_texts
 from .evaluation_classification import evaluate_invertible_classifier
+from .evaluation_contrastive import evaluate_nce_density, evaluate_nce_lm
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
 from .models.bottleneck import VAEModel, VIBForImageClassification, VIBForSequenceClassification
 from .models.capsule import CapsuleForImageClassification, CapsuleForSequenceClassification
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
+from .models.contrastive import NCEDensityModel, NCEForCausalLM
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
 from .pictures import curve_picture
 from .recipes import (
@@ -163,6 +165,8 @@ EVALUATORS = {
     InvertibleResNetForImageClassification: evaluate_invertible_classifier,
     FlowPreTrainedModel: evaluate_density,
     ConditionalLNBertForGeneration: evaluate_generation,
+    NCEDensityModel: evaluate_nce_density,
+    NCEForCausalLM: evaluate_nce_lm,
 }
 
 

@@ -14,13 +14,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import KNOWN_DENSITIES
+from .models.contrastive import NCEDensityModel
 from .models.flow import FlowPreTrainedModel, InvertibleResNetModel
 from .models.flow.modeling_flow import nats_to_bits_per_dim
 from .pictures import image_grid, plot
-from .recipes import DensityEvaluationArguments, EvaluationRun
+from .recipes import DensityEvaluationArguments, EvaluationArguments, EvaluationRun
 
 
-def _batches(dataset: Any, arguments: DensityEvaluationArguments) -> list[Tensor]:
+def event_batches(dataset: Any, arguments: EvaluationArguments) -> list[Tensor]:
+    """The examples ``pixel_values`` in order, ``(batch_size, *event_shape)`` each."""
     count = len(dataset) if arguments.max_examples is None else min(arguments.max_examples, len(dataset))
     starts = range(0, count, arguments.batch_size)
     return [dataset[start : min(start + arguments.batch_size, count)]["pixel_values"] for start in starts]
@@ -28,7 +30,7 @@ def _batches(dataset: Any, arguments: DensityEvaluationArguments) -> list[Tensor
 
 @torch.no_grad()
 def dequantized_log_probs(
-    model: FlowPreTrainedModel, batches: list[Tensor], num_draws: int, generator: torch.Generator
+    model: FlowPreTrainedModel | NCEDensityModel, batches: list[Tensor], num_draws: int, generator: torch.Generator
 ) -> Tensor:
     """``(num_draws, examples)`` float64: log-density in nats of each example under each draw of the noise."""
     rows = []
@@ -40,14 +42,14 @@ def dequantized_log_probs(
 
 
 def gaussian_baselines(train: Tensor, validation: Tensor, test: Tensor, num_levels: int | None) -> list[dict[str, Any]]:
-    """Mean test log-density in nats of the uniform law and of normals fitted to the training data.
+    """Mean test log-density in nats of normals fitted to the training data, and of the uniform law over grey levels.
 
     The sample covariance of pixels that hardly ever change punishes the one image where they do, so each normal gets the
     multiple of the identity, added to its covariance, that suits the validation data best.
 
     Args:
-        train, validation, test: ``(examples, D)``, dequantised to ``[0, 1]``.
-        num_levels: K, for bits per dimension.
+        train, validation, test: ``(examples, D)``; grey levels dequantised to ``[0, 1]``.
+        num_levels: K, for bits per dimension; None for data that were never quantised.
     """
     train, validation, test = train.double(), validation.double(), test.double()
     size = test.shape[1]
@@ -64,7 +66,7 @@ def gaussian_baselines(train: Tensor, validation: Tensor, test: Tensor, num_leve
         ridges = [0.0, *torch.logspace(-7, 0, 36, dtype=torch.float64).tolist()]
         return max(ridges, key=lambda ridge: mean_log_prob(data, (variance + ridge).clamp_min(1e-12)))
 
-    baselines = [{"label": "uniform", "log_likelihood": 0.0}]
+    baselines = [] if num_levels is None else [{"label": "uniform", "log_likelihood": 0.0}]
     for label, basis, variance in (
         ("diagonal Gaussian", None, covariance.diagonal()),
         ("full Gaussian", axes, variances),
@@ -147,7 +149,7 @@ def evaluate_density(run: EvaluationRun) -> dict[str, Any]:
     model.eval()
     valid_bound = config.dequantization == "uniform"
     continuous = config.num_levels is None
-    batches = _batches(data[arguments.split], arguments)
+    batches = event_batches(data[arguments.split], arguments)
     num_draws = arguments.num_draws if valid_bound else 1
     log_probs = dequantized_log_probs(model, batches, num_draws, generator)
     per_example = log_probs.mean(0)
@@ -189,7 +191,7 @@ def evaluate_density(run: EvaluationRun) -> dict[str, Any]:
         )
     if valid_bound or continuous:
         flat = [
-            torch.cat([model.dequantize(batch, generator=generator).flatten(1) for batch in _batches(part, arguments)])
+            torch.cat([model.dequantize(batch, generator=generator).flatten(1) for batch in event_batches(part, arguments)])
             for part in (data["train"], data["validation"], data[arguments.split])
         ]
         baselines = gaussian_baselines(*flat, config.num_levels)
@@ -273,7 +275,7 @@ def density_pictures(
 
 @torch.no_grad()
 def plane_pictures(
-    model: FlowPreTrainedModel, processor: None, x: Tensor, arguments: DensityEvaluationArguments, folder: Path
+    model: FlowPreTrainedModel | NCEDensityModel, processor: None, x: Tensor, arguments: EvaluationArguments, folder: Path
 ) -> list[dict[str, str]]:
     """The density over the plane beside samples of it; nothing for vectors of other sizes."""
     if model.config.event_size != 2:
@@ -283,7 +285,8 @@ def plane_pictures(
     grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1).view(-1, 2).to(model.device)
     density = torch.cat([model.log_prob(part) for part in grid.split(4000)]).exp().view(200, 200).cpu()
     generator = torch.Generator().manual_seed(arguments.seed)
-    samples = model.sample(2000, temperature=float(arguments.temperature), generator=generator).cpu()
+    temperature = {} if isinstance(model, NCEDensityModel) else {"temperature": float(arguments.temperature)}
+    samples = model.sample(2000, generator=generator, **temperature).cpu()
     figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     left.pcolormesh(across, up, density, cmap="magma", rasterized=True)

@@ -16,6 +16,7 @@ import torch
 from datasets import Image as ImageFeature
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .data import condition_columns, find_column, text_column_of
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
@@ -92,7 +93,11 @@ def evaluate_generation(run: EvaluationRun) -> dict[str, Any]:
         "results": results,
         "baselines": baselines,
         "notes": notes,
-        "exactness": cache_exactness(model, data[arguments.split]),
+        "exactness": cache_exactness(
+            model,
+            torch.tensor(data[arguments.split][0]["input_ids"], device=model.device)[None],
+            condition_states=model.condition_states(model.condition_vector(condition_ids=torch.tensor([0]))),
+        ),
         "tables": [
             {
                 "caption": "Control and variety. Distinct-2: different pairs of neighbouring characters over all pairs. "
@@ -168,15 +173,12 @@ def unigram_perplexity(train: Any, test: Any) -> float:
 
 
 @torch.no_grad()
-def cache_exactness(model: ConditionalLNBertForGeneration, dataset: Any) -> list[dict[str, Any]]:
-    """Largest difference between logits token by token through the cache, and of the whole text at once."""
-    example = dataset[0]
-    ids = torch.tensor(example["input_ids"], device=model.device)[None]
-    states = model.condition_states(model.condition_vector(condition_ids=torch.tensor([0])))
-    whole = model(ids, condition_states=states, use_cache=False).logits
+def cache_exactness(model: PreTrainedModel, ids: Tensor, **states: Any) -> list[dict[str, Any]]:
+    """Largest difference between logits token by token through the cache, and of the whole text ``(1, length)`` at once."""
+    whole = model(ids, use_cache=False, **states).logits
     cache, steps = None, []
     for token in ids.split(1, dim=1):
-        output = model(token, condition_states=states, past_key_values=cache, use_cache=True)
+        output = model(token, past_key_values=cache, use_cache=True, **states)
         cache = output.past_key_values
         steps.append(output.logits)
     error = (torch.cat(steps, dim=1) - whole).abs().max().item()

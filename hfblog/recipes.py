@@ -52,7 +52,16 @@ from .models.conditional_ln_bert import build_captioning_processor, train_tokeni
 from .models.contrastive import train_word_tokenizer
 
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
-MODEL_KEYS = ("model_type", "auto_class", "preset", "init_from", "encoder_from", "freeze_backbone", "attn_implementation")
+MODEL_KEYS = (
+    "model_type",
+    "auto_class",
+    "preset",
+    "init_from",
+    "encoder_from",
+    "noise_from",
+    "freeze_backbone",
+    "attn_implementation",
+)
 # Keys of the data section that choose columns.
 COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
@@ -234,6 +243,11 @@ class VAEEvaluationArguments(EvaluationArguments):
     least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"num_importance_samples": 1}
 
 
+def _check_nucleus(top_p: float) -> None:
+    if not 0 < top_p <= 1:
+        raise ValueError(f"evaluation.top_p={top_p} must lie in (0, 1]")
+
+
 @dataclass
 class GenerationEvaluationArguments(EvaluationArguments):
     """Evaluation of a text generator under conditions.
@@ -256,14 +270,57 @@ class GenerationEvaluationArguments(EvaluationArguments):
         super().__post_init__()
         if self.control not in ("classifier", "verse", "exact"):
             raise ValueError(f"evaluation.control={self.control!r} must be 'classifier', 'verse' or 'exact'")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"evaluation.top_p={self.top_p} must lie in (0, 1]")
+        _check_nucleus(self.top_p)
         if not self.guidance_scales or min(self.guidance_scales) < 0:
             raise ValueError(f"evaluation.guidance_scales={self.guidance_scales} must be one or more scales, none negative")
 
 
+@dataclass
+class NCEDensityEvaluationArguments(EvaluationArguments):
+    """Evaluation of a density whose partition function is learned. A square ``num_samples`` looks best.
+
+    Args:
+        num_draws: dequantisation draws per example.
+        num_partition_samples: noise samples from which the integral is estimated where a grid cannot give it.
+        num_steps: steps of the Langevin walk that draws the samples of images.
+    """
+
+    num_draws: int = 16
+    num_partition_samples: int = 1_000_000
+    num_steps: int = 500
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {
+        "num_draws": 1,
+        "num_partition_samples": 1000,
+        "num_steps": 1,
+    }
+
+
+@dataclass
+class LanguageModelEvaluationArguments(EvaluationArguments):
+    """Evaluation of a language model over words; ``num_samples`` texts are shown.
+
+    Args:
+        max_new_tokens: longest text that is drawn.
+        top_p: nucleus of the texts; 1 draws from the whole distribution.
+    """
+
+    batch_size: int = 32
+    num_samples: int = 10
+    max_new_tokens: int = 60
+    top_p: float | int = 1.0
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"max_new_tokens": 1}
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_nucleus(self.top_p)
+
+
 # Models whose evaluation takes more than others of their task.
 EVALUATION_ARGUMENTS: dict[str, type[EvaluationArguments]] = {
+    "nce_density": NCEDensityEvaluationArguments,
+    "nce_lm": LanguageModelEvaluationArguments,
     "vae": VAEEvaluationArguments,
     "vib": BottleneckEvaluationArguments,
 }
@@ -304,6 +361,10 @@ class Recipe:
         """The Auto class that builds and loads the model: the recipe's, or the first that it is registered with."""
         name = self.model.get("auto_class", next(iter(registered_models()[self.model["model_type"]])))
         return getattr(transformers, name)
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        return registered_models()[self.model["model_type"]][self.auto_class.__name__]
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -359,8 +420,8 @@ class Recipe:
     @property
     def models_points(self) -> bool:
         """Whether the examples are plain vectors that were never quantised: they need no processor."""
-        is_flow = self.image_processor_class is not None
-        return is_flow and len(self.model.get("event_shape", (1, 1, 1))) != 3 and self.model.get("num_levels", 256) is None
+        shape, levels = (self.model.get(key, getattr(self.config_class, key, ())) for key in ("event_shape", "num_levels"))
+        return self.image_processor_class is not None and len(shape or ()) not in (0, 3) and levels is None
 
     def to_yaml(self) -> str:
         sections = {section: getattr(self, section) for section in SECTIONS if getattr(self, section)}
@@ -423,12 +484,14 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(recipe.evaluation_arguments)})
     _refuse_unknown("card", recipe.card, set(hub.CARD_KEYS))
     processor_class = recipe.image_processor_class
-    if "encoder_from" in recipe.model:
-        model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
-        if processor_class is not None or not hasattr(model_class, "from_encoder_pretrained"):
-            raise ValueError(
-                f"model.encoder_from={recipe.model['encoder_from']!r}: {model_class.__name__} reads no text through an encoder"
-            )
+    model_class = recipe.model_class
+    if "noise_from" in recipe.model and not hasattr(model_class, "from_noise_pretrained"):
+        raise ValueError(f"model.noise_from={recipe.model['noise_from']!r}: {model_class.__name__} learns from no noise")
+    reads_text = processor_class is None and hasattr(model_class, "from_encoder_pretrained")
+    if "encoder_from" in recipe.model and not reads_text:
+        raise ValueError(
+            f"model.encoder_from={recipe.model['encoder_from']!r}: {model_class.__name__} reads no text through an encoder"
+        )
     _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else TextArguments))
     return recipe
 
@@ -472,13 +535,25 @@ def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
 
     What follows from the data (vocabulary, names of the classes) is taken from the training split.
     """
-    if recipe.models_points:
-        return recipe.new_model(recipe.build_config()), None
     derived = class_names(recipe, data["train"]) if recipe.classifies else {}
     if recipe.image_processor_class is not None:
-        config = recipe.build_config(**derived)
-        return recipe.new_model(config), recipe.image_processor_class.from_model_config(config, **recipe.processor)
+        model = _with_noise(recipe) if "noise_from" in recipe.model else recipe.new_model(recipe.build_config(**derived))
+        if recipe.models_points:
+            return model, None
+        return model, recipe.image_processor_class.from_model_config(model.config, **recipe.processor)
     return _build_text_model(recipe, data["train"], derived)
+
+
+def _with_noise(recipe: Recipe) -> PreTrainedModel:
+    """A new model whose noise is another recipe's, or any other trained model."""
+    start = recipe.model["noise_from"]
+    try:
+        return recipe.model_class.from_noise_pretrained(start, **recipe.model_settings)
+    except OSError as error:
+        raise ValueError(
+            f"model.noise_from={start!r} is neither a saved model nor one on the Hub. What a recipe gives is left by "
+            f"accelerate launch scripts/train.py scripts/recipes/{Path(start).name}.yaml"
+        ) from error
 
 
 def class_names(recipe: Recipe, train: Dataset) -> dict[str, Any]:
@@ -512,11 +587,12 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
         "bos_token_id": tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
         "eos_token_id": tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
     }
-    model_class = registered_models()[recipe.model["model_type"]][recipe.auto_class.__name__]
     if start:
-        model = model_class.from_pretrained(start, **(derived | special | recipe.model_settings | recipe.kernel_settings))
+        model = recipe.model_class.from_pretrained(
+            start, **(derived | special | recipe.model_settings | recipe.kernel_settings)
+        )
     elif encoder:
-        model = model_class.from_encoder_pretrained(encoder, **(derived | recipe.model_settings))
+        model = recipe.model_class.from_encoder_pretrained(encoder, **(derived | recipe.model_settings))
     else:
         size = {"vocab_size": len(tokenizer), "max_position_embeddings": text.max_length}
         fitting = special | size

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfblog import FlowImageProcessor, train_tokenizer
+from hfblog import FlowImageProcessor, train_tokenizer, train_word_tokenizer
 
 
 @dataclass
@@ -78,6 +78,19 @@ def _image_processor_or_tokenizer(auto_name: str) -> Any:
     if auto_name == "AutoModelForSequenceClassification":
         return _tokenizer(auto_name)
     return FlowImageProcessor(size={"height": 4, "width": 4})
+
+
+def _images_and_noise_images(size: int, auto_name: str) -> dict[str, Tensor]:
+    """With three noise images for each."""
+    noise = 0.5 + 0.3 * torch.randn(size, 3, 1, 4, 4, generator=torch.Generator().manual_seed(size))
+    return _images(size, auto_name) | {"noise_samples": noise}
+
+
+def _words_and_noise_words(size: int, auto_name: str) -> dict[str, Tensor]:
+    """Sequences that count upwards, so that there is something to learn, with five noise words for each."""
+    generator = torch.Generator().manual_seed(size)
+    ids = (torch.randint(37, (size, 1), generator=generator) + torch.arange(7)) % 37 + 3
+    return {"input_ids": ids, "labels": ids, "noise_ids": torch.randint(40, (size, 5), generator=generator)}
 
 
 CODE_SIZE = 6
@@ -212,6 +225,89 @@ EXAMPLES = {
             {"roulette_stop_probability": 1.0},
             {"injective_padding": 1},
             {"hidden_size": "6"},
+        ),
+    ),
+    "nce_density": ModelExample(
+        config={
+            "event_shape": (1, 4, 4),
+            "num_levels": 17,
+            "dequantization": "uniform",
+            "energy": "conv",
+            "conv_channels": (4, 6),
+            "hidden_sizes": (10,),
+            "relative_to_noise": True,
+            "noise": "flow",
+            "noise_config": {
+                "model_type": "nice_flow",
+                "event_shape": (1, 4, 4),
+                "num_levels": 17,
+                "hidden_size": 8,
+                "num_hidden_layers": 1,
+            },
+            "noise_ratio": 3,
+        },
+        batch=_images_and_noise_images,
+        processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
+        wrong=(
+            {"event_shape": ()},
+            {"num_levels": 1},
+            {"dequantization": "none"},
+            {"energy": "spline"},
+            {"hidden_act": "step"},
+            {"hidden_sizes": (10, 0)},
+            {"conv_channels": ()},
+            {"conv_kernel_size": 4},
+            {"dropout": 1.0},
+            {"noise": "cauchy"},
+            {"noise_config": None},
+            {"noise_config": {"model_type": "no_model"}},
+            {"noise_ratio": 0},
+            {"noise_ratio": -1.0},
+            {"noise_ratio": "3"},
+            {"noise_scale": 0.0},
+            {"noise_margin": -0.1},
+            {"loss_type": "hinge"},
+            {"loss_type": "full"},
+            {"log_partition": "guessed"},
+            {"log_partition_init": 1.0, "log_partition": "none"},
+            {"num_bridges": 0},
+        ),
+    ),
+    "nce_lm": ModelExample(
+        config={
+            # without dropout: a loss must be a function of the batch
+            "backbone_config": {
+                "model_type": "gpt2",
+                "vocab_size": 40,
+                "n_embd": 16,
+                "n_layer": 1,
+                "n_head": 2,
+                "n_positions": 12,
+                "resid_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+            },
+            "num_noise_samples": 5,
+            "noise_sharing": "sequence",
+            "log_partition": "context",
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 2,
+        },
+        batch=_words_and_noise_words,
+        processor=lambda _: train_word_tokenizer(["a good phone", "the other phone"] * 2),
+        wrong=(
+            {"backbone_config": {"model_type": "no_model"}},
+            {"backbone_config": {"vocab_size": 40}},
+            {"loss_type": "hinge"},
+            {"num_noise_samples": 0},
+            {"num_noise_samples": "5"},
+            {"noise_sharing": "world"},
+            {"noise_power": float("inf")},
+            {"log_partition": "learned"},
+            {"log_partition_init": 1.0, "log_partition": "none"},
+            {"sparse_gradients": True, "tie_word_embeddings": True},
+            {"initializer_range": 0.0},
         ),
     ),
     "nice_flow": ModelExample(

@@ -4,7 +4,7 @@ import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_contrastive import ContrastiveConfig, build_nested_config, check_choice, check_positive
@@ -73,7 +73,6 @@ class NCEDensityConfig(ContrastiveConfig):
     """
 
     model_type = "nce_density"
-    sub_configs = {"noise_config": AutoConfig}
     keys_to_ignore_at_inference = ["energy", "log_partition", "noise_logits"]
     auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_nce_density.NCEDensityConfig",

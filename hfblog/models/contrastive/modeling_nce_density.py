@@ -356,6 +356,7 @@ class NCEDensityModel(PreTrainedModel):
         self,
         pixel_values: Tensor,
         noise_samples: Tensor | None = None,
+        noise: Tensor | None = None,
         return_loss: bool = True,
         return_dict: bool | None = None,
     ) -> NCEDensityOutput | tuple:
@@ -365,6 +366,7 @@ class NCEDensityModel(PreTrainedModel):
             pixel_values: ``(batch, *event_shape)``, as the image processor gives it.
             noise_samples: ``(batch, k, *event_shape)``, each example's own, or ``(count, *event_shape)``, everybody's; drawn
                 if not given. ``full`` has no use for them.
+            noise: uniform draws of `dequantize`, in the shape of ``pixel_values``.
             return_loss: whether to draw noise and compute the loss.
             return_dict: an [`NCEDensityOutput`], or a tuple of its fields that are not None.
 
@@ -372,7 +374,7 @@ class NCEDensityModel(PreTrainedModel):
             ValueError: a wrong shape, or NaN and infinite values.
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
-        x = self.dequantize(pixel_values)
+        x = self.dequantize(pixel_values, noise)
         loss = noise_logits = None
         scores = self.bridge_scores(x)
         if return_loss and self.config.loss_type == "full":
@@ -424,7 +426,7 @@ class NCEDensityModel(PreTrainedModel):
         return self.loss(scores, noise_scores, log_q, log_q_of_noise, self.log_partition), logits
 
     def _exact_loss(self, x: Tensor, scores: Tensor) -> Tensor:
-        points, log_volume = self._grid()
+        points, log_volume = self.quadrature_grid()
         of_grid = self.bridge_scores(points)[..., 0]
         if self.config.learns_ratio:
             of_grid, scores = of_grid + self.noise.log_prob(points), scores + self.noise.log_prob(x)
@@ -446,8 +448,11 @@ class NCEDensityModel(PreTrainedModel):
 
     # --- what c lacks ---
 
-    def _grid(self) -> tuple[Tensor, float]:
-        """Midpoints of a grid over the noise's box, ``(points, *event_shape)``, and the log-volume of a cell."""
+    def quadrature_grid(self) -> tuple[Tensor, float]:
+        """Midpoints of a grid over the noise's box, ``(points, *event_shape)``, and the log-volume of a cell.
+
+        Eight standard deviations to either side where the noise is unbounded; ``config.quadrature_points`` along each axis.
+        """
         low, high = self.noise.box()
         count = self.config.quadrature_points
         steps = (torch.arange(count, device=low.device, dtype=low.dtype) + 0.5) / count
@@ -478,7 +483,7 @@ class NCEDensityModel(PreTrainedModel):
                 f"method={method!r} must be 'importance', or 'grid' in one or two dimensions, not {self.config.event_size}"
             )
         if method == "grid":
-            points, log_volume = self._grid()
+            points, log_volume = self.quadrature_grid()
             log_prob = torch.cat([self.log_prob(part) for part in points.split(POINTS_AT_A_TIME)]).double()
             log_integral = (log_prob.logsumexp(0) + log_volume).item()
             return Normalization(math.exp(log_integral), 0.0, log_integral, None, method)
