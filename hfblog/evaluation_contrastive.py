@@ -58,15 +58,15 @@ def evaluate_nce_density(run: EvaluationRun) -> dict[str, Any]:
     if run.recipe.data["name"] == "double-well" and config.energy == "quartic" and not config.learns_ratio:
         results |= double_well_results(model)
 
-    x = {
-        split: torch.cat([model.dequantize(batch, generator=generator) for batch in event_batches(data[split], arguments)])
+    continuous = [
+        torch.cat([model.dequantize(batch, generator=generator) for batch in event_batches(data[split], arguments)])
         for split in ("train", "validation", arguments.split)
-    }
-    of_data = x[arguments.split].to(model.device)
+    ]
+    of_data = continuous[-1].to(model.device)
     noise = model.noise.sample(len(of_data), generator).to(model.device)
     mean_log_noise = model.noise.log_prob(of_data).mean().item()
     baselines = [
-        *gaussian_baselines(*(part.flatten(1) for part in x.values()), config.num_levels),
+        *gaussian_baselines(*(part.flatten(1) for part in continuous), config.num_levels),
         {"label": f"the noise, {config.noise.replace('_', ' ')}", "log_likelihood": mean_log_noise},
     ]
     if config.num_levels is not None:
@@ -188,15 +188,15 @@ def image_pictures(
 ) -> list[dict[str, str]]:
     """Samples by importance resampling and by a Langevin walk, beside samples of the noise."""
     generator = torch.Generator().manual_seed(arguments.seed)
-    count = arguments.num_samples
+    count, temperature = arguments.num_samples, float(arguments.temperature)
     drawn = {
         "samples": (
-            model.sample(count, "importance", generator, oversampling=1000),
-            "Samples, each chosen by weight from 1,000 of the noise",
+            model.sample(count, temperature, generator, oversampling=1000),
+            f"Samples at temperature {temperature:g}, each chosen by weight from 1,000 of the noise",
         ),
         "langevin": (
-            model.sample(count, "langevin", generator, num_steps=arguments.num_steps, step_size=0.05),
-            f"Samples by {arguments.num_steps} steps of a Metropolis-adjusted Langevin walk from the noise",
+            model.sample(count, temperature, generator, "langevin", num_steps=arguments.num_steps, step_size=0.05),
+            f"The same by {arguments.num_steps} steps of a Metropolis-adjusted Langevin walk from the noise",
         ),
         "noise": (model.noise.sample(count, generator), "Samples of the noise that the energy corrects"),
     }

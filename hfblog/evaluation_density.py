@@ -285,8 +285,7 @@ def plane_pictures(
     grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1).view(-1, 2).to(model.device)
     density = torch.cat([model.log_prob(part) for part in grid.split(4000)]).exp().view(200, 200).cpu()
     generator = torch.Generator().manual_seed(arguments.seed)
-    temperature = {} if isinstance(model, NCEDensityModel) else {"temperature": float(arguments.temperature)}
-    samples = model.sample(2000, generator=generator, **temperature).cpu()
+    samples = model.sample(2000, temperature=float(arguments.temperature), generator=generator).cpu()
     figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     left.pcolormesh(across, up, density, cmap="magma", rasterized=True)

@@ -511,23 +511,25 @@ class NCEDensityModel(PreTrainedModel):
     # --- samples ---
 
     @torch.no_grad()
-    def _weighted_noise(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _weighted_noise(
+        self, count: int, generator: torch.Generator | None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Noise samples, and log of unnormalised density over noise density at each in nats, float64."""
         parts, log_weights = [], []
         for size in [POINTS_AT_A_TIME] * (count // POINTS_AT_A_TIME) + [count % POINTS_AT_A_TIME]:
             if size:
                 y = self.noise.sample(size, generator)
                 parts.append(y)
-                ratio = self.log_unnormalized(y).double() - self.noise.log_prob(y).double()
-                log_weights.append(ratio)
+                log_weights.append(self.log_unnormalized(y).double() / temperature - self.noise.log_prob(y).double())
         return torch.cat(parts), torch.cat(log_weights)
 
     @torch.no_grad()
     def sample(
         self,
         num_samples: int,
-        method: str = "importance",
+        temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        method: str = "importance",
         oversampling: int = 50,
         num_steps: int = 200,
         step_size: float = 0.1,
@@ -536,10 +538,12 @@ class NCEDensityModel(PreTrainedModel):
 
         Args:
             num_samples: how many.
+            temperature: samples have the density to the power ``1 / temperature``; below 1 they are more probable and vary
+                less.
+            generator: of all randomness.
             method: ``"importance"`` (sampling-importance-resampling: of ``oversampling`` times as many noise samples each is
                 drawn by its weight), ``"rejection"`` (each is kept by its weight over the largest of a pilot; exact but for
                 weights beyond that), or ``"langevin"`` (a Metropolis-adjusted walk along the score, from the noise).
-            generator: of all randomness.
             oversampling: noise samples for each sample of ``"importance"``.
             num_steps: of ``"langevin"``.
             step_size: of ``"langevin"``, in units of the data's standard deviations.
@@ -553,6 +557,7 @@ class NCEDensityModel(PreTrainedModel):
             raise ValueError(f"method={method!r} is not known; it must be one of {', '.join(map(repr, SAMPLERS))}")
         for name, value in (
             ("num_samples", num_samples),
+            ("temperature", temperature),
             ("oversampling", oversampling),
             ("num_steps", num_steps),
             ("step_size", step_size),
@@ -560,11 +565,11 @@ class NCEDensityModel(PreTrainedModel):
             if value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
         if method == "langevin":
-            return self._langevin(num_samples, generator, num_steps, step_size)
+            return self._langevin(num_samples, temperature, generator, num_steps, step_size)
         if method == "rejection":
-            return self._reject(num_samples, generator)
+            return self._reject(num_samples, temperature, generator)
         count = num_samples * oversampling
-        y, log_weights = self._weighted_noise(count, generator)
+        y, log_weights = self._weighted_noise(count, generator, temperature)
         weights = (log_weights - log_weights.max()).exp()
         effective = (weights.sum().square() / weights.square().sum()).item()
         if effective < num_samples:
@@ -576,11 +581,11 @@ class NCEDensityModel(PreTrainedModel):
         chosen = torch.multinomial(weights.to(device), num_samples, replacement=True, generator=generator)
         return y[chosen.to(y.device)]
 
-    def _reject(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        bound = self._weighted_noise(10_000, generator)[1].max()
+    def _reject(self, num_samples: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+        bound = self._weighted_noise(10_000, generator, temperature)[1].max()
         kept, found, tried = [], 0, 0
         while found < num_samples:
-            y, log_weights = self._weighted_noise(min(POINTS_AT_A_TIME, max(1000, 2 * num_samples)), generator)
+            y, log_weights = self._weighted_noise(min(POINTS_AT_A_TIME, max(1000, 2 * num_samples)), generator, temperature)
             device = y.device if generator is None else generator.device
             uniform = torch.rand(len(y), generator=generator, device=device).to(y.device)
             kept.append(y[uniform.log() < log_weights - bound])
@@ -591,16 +596,18 @@ class NCEDensityModel(PreTrainedModel):
                 )
         return torch.cat(kept)[:num_samples]
 
-    def _langevin(self, num_samples: int, generator: torch.Generator | None, num_steps: int, step_size: float) -> Tensor:
+    def _langevin(
+        self, num_samples: int, temperature: float, generator: torch.Generator | None, num_steps: int, step_size: float
+    ) -> Tensor:
         """The Metropolis-adjusted Langevin algorithm, with the data's standard deviations as its preconditioner."""
         x = self.noise.sample(num_samples, generator)
         scale = step_size * self._data_std.view(self.config.event_shape)
         device = x.device if generator is None else generator.device
-        log_density, drift = self.log_unnormalized(x), self.score(x)
+        log_density, drift = self.log_unnormalized(x) / temperature, self.score(x) / temperature
         for _ in range(num_steps):
             normal = torch.randn(x.shape, generator=generator, device=device).to(x.device)
             proposal = x + 0.5 * scale.square() * drift + scale * normal
-            new_density, new_drift = self.log_unnormalized(proposal), self.score(proposal)
+            new_density, new_drift = self.log_unnormalized(proposal) / temperature, self.score(proposal) / temperature
             back = (x - proposal - 0.5 * scale.square() * new_drift) / scale
             odds = new_density - log_density + 0.5 * (normal.square() - back.square()).flatten(1).sum(1)
             uniform = torch.rand(num_samples, generator=generator, device=device).to(x.device)
