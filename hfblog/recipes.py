@@ -281,17 +281,20 @@ class NCEDensityEvaluationArguments(EvaluationArguments):
 
     Args:
         num_draws: dequantisation draws per example.
-        num_partition_samples: noise samples from which the integral is estimated where a grid cannot give it.
-        num_steps: steps of the Langevin walk that draws the samples of images.
+        num_partition_samples: noise samples of importance sampling, which estimates the integral beyond two dimensions.
+        num_walks: walks of annealed importance sampling, which does so, too, and normalises the likelihood there.
+        num_steps: steps of these walks, and of those that draw the samples of images.
     """
 
     num_draws: int = 16
     num_partition_samples: int = 1_000_000
-    num_steps: int = 500
+    num_walks: int = 500
+    num_steps: int = 2000
 
     least: ClassVar[dict[str, int]] = EvaluationArguments.least | {
         "num_draws": 1,
         "num_partition_samples": 1000,
+        "num_walks": 10,
         "num_steps": 1,
     }
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import test_text
+from test_contrastive_recipes import DOUBLE_WELL, ON_POINTS, tiny_words
 from test_training import tiny, tiny_model
 
 import hfblog.data
 import hfblog.models.bottleneck as bottleneck
 import hfblog.models.capsule as capsule
 import hfblog.models.conditional_ln_bert as conditional
+import hfblog.models.contrastive as contrastive
 import hfblog.models.flow as flow
 from hfblog import hub, recipes, training
 
@@ -47,6 +49,10 @@ def test_snippets_run(tmp_path, monkeypatch):
         "image_size": 8,
     }
     training.train(tiny_model(tmp_path, bottleneck, "training.num_train_epochs=1"), "outputs/vib_digits")
+    training.train(
+        tiny_model(tmp_path, DOUBLE_WELL, data={"name": "double-well"}, training=ON_POINTS), "outputs/nce_double_well"
+    )
+    training.train(tiny_words(tmp_path), "outputs/nce_lm_news")
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippets) >= 3
     for snippet in snippets:
@@ -71,6 +77,13 @@ def test_snippets_run(tmp_path, monkeypatch):
         conditional.configuration_conditional_ln_bert,
         conditional.modeling_conditional_ln_bert,
         conditional.tokenization_conditional_ln_bert,
+        contrastive.configuration_nce_density,
+        contrastive.configuration_nce_lm,
+        contrastive.modeling_nce_density,
+        contrastive.modeling_nce_lm,
+        contrastive.nce_loss,
+        contrastive.noise_distributions,
+        contrastive.tokenization_words,
         hfblog.data,
     ],
     ids=lambda module: module.__name__,
@@ -138,6 +151,8 @@ def test_evaluation_is_documented():
         recipes.ClassificationEvaluationArguments,
         recipes.DensityEvaluationArguments,
         recipes.GenerationEvaluationArguments,
+        recipes.LanguageModelEvaluationArguments,
+        recipes.NCEDensityEvaluationArguments,
     ):
         documented = recipes.EvaluationArguments.__doc__ + arguments.__doc__
         for name in vars(arguments()):

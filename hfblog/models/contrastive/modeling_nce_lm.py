@@ -117,6 +117,8 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
             name = next(name for name, parameter in self.backbone.named_parameters() if parameter is embeddings)
             self._tied_weights_keys = {"lm_head.weight": f"backbone.{name}"}
         self.post_init()
+        if (length := getattr(config.backbone_config, "max_position_embeddings", None)) is not None:
+            self.generation_config.max_length = length  # where nothing else is asked for, a text ends there
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -355,7 +357,9 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         found = self.log_normalizer(hidden)
         if attention_mask is not None:
             found = found[attention_mask[:, 1:] != 0]
-        return PartitionStats(mean=found.mean(), std=found.std(), min=found.min(), max=found.max(), num_contexts=found.numel())
+        return PartitionStats(
+            mean=found.mean(), std=found.std(correction=0), min=found.min(), max=found.max(), num_contexts=found.numel()
+        )
 
 
 __all__ = ["NCEForCausalLM", "NCELMOutput", "PartitionStats"]
