@@ -46,17 +46,17 @@ def evaluate_nce_density(run: EvaluationRun) -> dict[str, Any]:
     if config.num_levels is not None:
         bits = nats_to_bits_per_dim(nats, config.event_size, config.num_levels)
         results["bits_per_dim"] = {"label": "bits/dim", "unit": f"{config.num_levels} levels", "value": bits}
-    results["integral"] = {
-        "label": "integral of the density as learned",
-        "unit": "1 is right",
-        "value": found.integral,
-        "truth": 1.0,
-    }
-    if found.stderr:
-        results["integral"]["stderr"] = found.stderr
+    if config.log_partition == "learned":
+        results["integral"] = {
+            "label": "integral of the density as learned",
+            "unit": "1 is right",
+            "value": found.integral,
+        }
+        if found.stderr:
+            results["integral"]["stderr"] = found.stderr
     known = KNOWN_DENSITIES.get(run.recipe.data["name"])
-    if run.recipe.data["name"] == "double-well" and config.energy == "quartic" and not config.learns_ratio:
-        results |= double_well_results(model)
+    if run.recipe.data["name"] == "double-well" and config.energy == "quartic":
+        results |= double_well_results(model, found)
 
     continuous = [
         torch.cat([model.dequantize(batch, generator=generator) for batch in event_batches(data[split], arguments)])
@@ -75,8 +75,7 @@ def evaluate_nce_density(run: EvaluationRun) -> dict[str, Any]:
     if known is not None:
         truth = known(of_data.cpu()).mean().item()
         baselines.append({"label": "the law that the data are drawn from", "log_likelihood": truth})
-        if "log_partition" in results:
-            baselines[-1] |= {key: result["truth"] for key, result in results.items() if "truth" in result}
+        baselines[-1] |= {key: result["truth"] for key, result in results.items() if "truth" in result}
         if config.event_size == 1:
             error = divergence_from(known, model, found)
             exactness.append({"label": "divergence of the model from that law, by quadrature, nats", "value": error})
@@ -108,14 +107,18 @@ def evaluate_nce_density(run: EvaluationRun) -> dict[str, Any]:
     }
 
 
-def double_well_results(model: NCEDensityModel) -> dict[str, dict[str, Any]]:
-    """The coefficients of exp(-a x^2 - b x^4 - c) that were learned, each with the truth."""
+def double_well_results(model: NCEDensityModel, found: Normalization) -> dict[str, dict[str, Any]]:
+    """The coefficients of exp(-a x^2 - b x^4) / Z that were learned, each with the truth; of a ratio there is no Z."""
     energy = model.energy_function
+    # what is not learned is what a grid makes of it
+    missing = 0.0 if model.config.log_partition == "learned" else found.log_integral
     values = {
         "quadratic": ("a", energy.quadratic.item(), DOUBLE_WELL_QUADRATIC),
         "quartic": ("b", energy.quartic.item(), DOUBLE_WELL_QUARTIC),
-        "log_partition": ("log Z", model.log_partition.item(), DOUBLE_WELL_LOG_PARTITION),
+        "log_partition": ("log Z", model.log_partition.item() + missing, DOUBLE_WELL_LOG_PARTITION),
     }
+    if model.config.learns_ratio:
+        del values["log_partition"]
     return {
         key: {"label": label, "unit": f"truth {truth:.4g}", "value": value, "truth": truth}
         for key, (label, value, truth) in values.items()
@@ -139,8 +142,8 @@ def normalizations(
     }
     return found, [
         {
-            "label": f"log of the integral of the density as learned, {label} (worth {other.effective_samples:,.0f} of the model; "
-            f"relative standard error {other.stderr / other.integral:.3f}), nats",
+            "label": f"log of the integral of the density as learned, {label} (worth {other.effective_samples:,.0f} of the "
+            f"model; relative standard error {other.stderr / other.integral:.3f}), nats",
             "value": other.log_integral,
         }
         for label, other in estimates.items()
