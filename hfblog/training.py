@@ -347,7 +347,7 @@ def training_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int
         "resumed": resumed,
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
+        "best_step": trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
         "processes": trainer.args.world_size,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "split_sizes": split_sizes,
