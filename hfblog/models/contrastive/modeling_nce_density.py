@@ -556,8 +556,8 @@ class NCEDensityModel(PreTrainedModel):
                 less.
             generator: of all randomness.
             method: ``"importance"`` (sampling-importance-resampling: of ``oversampling`` times as many noise samples each is
-                drawn by its weight), ``"rejection"`` (each is kept by its weight over the largest of a pilot; exact but for
-                weights beyond that), or ``"langevin"`` (a Metropolis-adjusted walk along the score, from the noise).
+                drawn by its weight), ``"rejection"`` (each is kept by its weight over the largest that was found; exact but
+                for weights beyond that), or ``"langevin"`` (a Metropolis-adjusted walk along the score, from the noise).
             oversampling: noise samples for each sample of ``"importance"``.
             num_steps: of ``"langevin"``.
             step_size: of ``"langevin"``, in units of the data's standard deviations.
@@ -597,18 +597,20 @@ class NCEDensityModel(PreTrainedModel):
 
     def _reject(self, num_samples: int, temperature: float, generator: torch.Generator | None) -> Tensor:
         bound = self._weighted_noise(10_000, generator, temperature)[1].max()
-        kept, found, tried = [], 0, 0
-        while found < num_samples:
+        kept, tried = self.noise.sample(0), 0
+        while len(kept) < num_samples:
             y, log_weights = self._weighted_noise(min(POINTS_AT_A_TIME, max(1000, 2 * num_samples)), generator, temperature)
             device = y.device if generator is None else generator.device
-            uniform = torch.rand(len(y), generator=generator, device=device).to(y.device)
-            kept.append(y[uniform.log() < log_weights - bound])
-            found, tried = found + len(kept[-1]), tried + len(y)
-            if found < 1e-5 * tried and tried > 10**6:
+            uniform = torch.rand(len(kept) + len(y), generator=generator, device=device).to(y.device).log()
+            # what was kept under a bound that turns out to be too low would not all have been kept under the right one
+            higher = torch.maximum(bound, log_weights.max())
+            kept = torch.cat([kept[uniform[: len(kept)] < bound - higher], y[uniform[len(kept) :] < log_weights - higher]])
+            bound, tried = higher, tried + len(y)
+            if len(kept) < 1e-5 * tried and tried > 10**6:
                 raise RuntimeError(
-                    f"rejection kept {found} of {tried} noise samples: it is too far from the density. Use method='langevin'"
+                    f"rejection kept {len(kept)} of {tried} noise samples: it is too far away. Use method='langevin'"
                 )
-        return torch.cat(kept)[:num_samples]
+        return kept[:num_samples]
 
     def _langevin(
         self, num_samples: int, temperature: float, generator: torch.Generator | None, num_steps: int, step_size: float
