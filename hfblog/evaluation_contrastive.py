@@ -128,19 +128,19 @@ def double_well_results(model: NCEDensityModel, found: Normalization) -> dict[st
 def normalizations(
     model: NCEDensityModel, arguments: NCEDensityEvaluationArguments, generator: torch.Generator
 ) -> tuple[Normalization, list[dict[str, Any]]]:
-    """What the integral is, and what other estimates say of its logarithm: where these agree, they are to be trusted."""
+    """The surest estimate of the integral, and the logarithms of all: where these agree, they are to be trusted."""
     if model.config.event_size <= 2:
         return model.check_normalization(), []
     count, steps = arguments.num_walks, arguments.num_steps
-    found = model.check_normalization(count, "annealed", generator, num_steps=steps)
-    shorter = model.check_normalization(count, "annealed", generator, num_steps=max(1, steps // 2))
-    single = model.check_normalization(arguments.num_partition_samples, "importance", generator)
     estimates = {
-        f"{count:,} walks of {steps:,} steps": found,
-        f"{count:,} walks of {max(1, steps // 2):,} steps": shorter,
-        f"importance sampling, {arguments.num_partition_samples:,} of the noise": single,
+        f"{arguments.num_partition_samples:,} noise samples": model.check_normalization(
+            arguments.num_partition_samples, "importance", generator
+        )
     }
-    return found, [
+    for length in (max(1, steps // 2), steps):
+        walked = model.check_normalization(count, "annealed", generator, num_steps=length)
+        estimates[f"{count:,} walks of {length:,} steps from noise to model"] = walked
+    return min(estimates.values(), key=lambda other: other.stderr / other.integral), [
         {
             "label": f"log of the integral of the density as learned, {label} (worth {other.effective_samples:,.0f} of the "
             f"model; relative standard error {other.stderr / other.integral:.3f}), nats",
@@ -156,10 +156,14 @@ def normalization_note(model: NCEDensityModel, found: Normalization, arguments: 
     lack = f"{constant} lacks {found.log_integral:.4f} nats."
     if found.method == "grid":
         return f"the integral is a sum over a grid of {model.config.quadrature_points} points along each axis; {lack}"
+    way = (
+        f"{arguments.num_partition_samples:,} noise samples"
+        if found.method == "importance"
+        else f"{arguments.num_walks:,} walks of annealed importance sampling (Neal 2001)"
+    )
     return (
-        f"the integral is the mean weight of {arguments.num_walks:,} walks of annealed importance sampling (Neal 2001), an "
-        f"estimate that is too low more often than too high, with {found.stderr / found.integral:.3f} nats of standard error; "
-        f"{lack}"
+        f"the integral is the mean weight of {way}, an estimate that is too low more often than too high, with "
+        f"{found.stderr / found.integral:.3f} nats of standard error; {lack}"
     )
 
 

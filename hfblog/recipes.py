@@ -282,7 +282,7 @@ class NCEDensityEvaluationArguments(EvaluationArguments):
     Args:
         num_draws: dequantisation draws per example.
         num_partition_samples: noise samples of importance sampling, which estimates the integral beyond two dimensions.
-        num_walks: walks of annealed importance sampling, which does so, too, and normalises the likelihood there.
+        num_walks: walks of annealed importance sampling, which does so, too; the surer of the two normalises the likelihood.
         num_steps: steps of these walks, and of those that draw the samples of images.
     """
 

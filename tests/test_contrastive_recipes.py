@@ -179,7 +179,8 @@ def test_density_of_images_against_a_trained_flow(tmp_path):
     assert rows["the noise, flow"]["log_likelihood"] == pytest.approx(flow["value"], abs=3 * flow["stderr"])
     estimates = [row["value"] for row in metrics["exactness"] if row["label"].startswith("log of the integral")]
     assert len(estimates) == 3 and max(estimates) - min(estimates) < 0.3
-    assert math.log(results["integral"]["value"]) == pytest.approx(estimates[0]) and results["integral"]["stderr"] < 0.1
+    assert any(math.log(results["integral"]["value"]) == pytest.approx(value) for value in estimates)
+    assert results["integral"]["stderr"] < 0.1
     pictures = {picture["file"] for picture in metrics["pictures"]}
     assert pictures == {"samples.png", "langevin.png", "noise.png", "ratio.png", "curve.png"}
     run_snippets_as(folder)

@@ -105,8 +105,22 @@ def test_the_loss_of_the_article_learns_the_ratio(noise, quadratic):
 # --- losses on laws with a closed form ---
 
 
-@pytest.mark.parametrize("loss_type", ["nce", "density_ratio", "ranking", "random_softmax", "conditional", "full"])
-def test_a_normal_law_by_every_loss(loss_type):
+@pytest.mark.parametrize(
+    ("loss_type", "relative"),
+    [
+        ("nce", False),
+        ("nce", True),
+        ("density_ratio", False),
+        ("ranking", False),
+        ("ranking", True),
+        ("random_softmax", False),
+        ("conditional", False),
+        ("conditional", True),
+        ("full", False),
+        ("full", True),
+    ],
+)
+def test_a_normal_law_by_every_loss(loss_type, relative):
     """The density that the moments of the data give. (neg has no place for the constant of such a ratio.)"""
     mixing = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
     x = torch.randn(4000, 2, generator=generator(), dtype=torch.float64) @ mixing.T + torch.tensor([0.5, -1.0])
@@ -115,6 +129,7 @@ def test_a_normal_law_by_every_loss(loss_type):
     model = build(
         energy="quadratic",
         loss_type=loss_type,
+        relative_to_noise=relative,
         noise=noise,
         noise_scale=1.5,
         noise_ratio=5,
@@ -349,6 +364,23 @@ def test_samples_of_two_wells_fill_both():
         x = model.sample(4000, generator=generator(), method=method)
         assert (x > 0).float().mean().item() == pytest.approx(0.5, abs=0.04)
         assert x.abs().mean().item() == pytest.approx(absolute, abs=0.03)
+
+
+def test_rejection_thins_what_it_kept_under_too_low_a_bound(monkeypatch):
+    """Zeros of weight 1 and ones of weight 3; the pilot and the first batch have met no ones."""
+    model = normal_model(size=1)
+    calls = []
+
+    def weighted_noise(count, generator, temperature):
+        calls.append(count)
+        ones = torch.zeros(1000) if len(calls) <= 2 else (torch.arange(1000) % 2).float()
+        return ones[:, None], torch.where(ones == 1, math.log(3.0), 0.0).double()
+
+    monkeypatch.setattr(model, "_weighted_noise", weighted_noise)
+    x = model.sample(1300, method="rejection", generator=generator())
+    # a third of the 1,000 zeros stays, then ones are three times as many among what is added
+    expected = 1000 / 3 + (1300 - 1000 / 3) / 4
+    assert (x == 0).sum().item() == pytest.approx(expected, abs=60) and len(calls) == 4
 
 
 def test_samplers_say_what_goes_wrong(caplog):
