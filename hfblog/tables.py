@@ -18,9 +18,11 @@ def mean_and_deviation(values: list[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def _errors(values: list[float], truth: float) -> tuple[float, float]:
-    """Root of the mean squared error, and the largest error."""
-    errors = [abs(value - truth) for value in values]
+def _errors(runs: list[dict[str, float]], key: str, truth: float) -> tuple[float | str, float | str]:
+    """Root of the mean squared error, and the largest error; nothing where a run has no such figure."""
+    if not all(key in run for run in runs):
+        return "", ""
+    errors = [abs(run[key] - truth) for run in runs]
     return math.sqrt(statistics.mean(error**2 for error in errors)), max(errors)
 
 
@@ -41,7 +43,7 @@ def comparison_table(record: dict[str, Any]) -> dict[str, Any]:
                 mean_and_deviation([run[key] for run in row["runs"]]) if all(key in run for run in row["runs"]) else ""
                 for key in labels
             ]
-            + [error for key, truth in truths.items() for error in _errors([run[key] for run in row["runs"]], truth)]
+            + [error for key, truth in truths.items() for error in _errors(row["runs"], key, truth)]
             for row in record["rows"]
         ],
     }

@@ -132,6 +132,10 @@ def test_a_comparison_states_errors_where_the_truth_is_known(well_folder, tmp_pa
     assert table["columns"][place + 1] == "largest error"
     assert table["rows"][0][place] == pytest.approx(math.sqrt(sum(error**2 for error in errors) / 2))
     assert table["rows"][0][place + 1] == pytest.approx(max(errors))
+    # a variant without such a figure
+    ratio = {"label": "ratio", "num_parameters": 4, "runs": [{"quadratic": -2.2}]}
+    table = tables.comparison_table({"caption": "Seeds."} | record | {"rows": [*record["rows"], ratio]})
+    assert table["rows"][1][place : place + 2] == ["", ""]
 
 
 def test_density_over_the_plane_from_recipe_to_card(tmp_path):
