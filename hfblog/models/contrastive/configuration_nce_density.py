@@ -173,6 +173,8 @@ class NCEDensityConfig(ContrastiveConfig):
                 f"log_partition='learned' learns nothing from loss_type={self.loss_type!r}, which does not depend on c; use "
                 "'fixed' and, after training, normalize()"
             )
+        if not math.isfinite(self.log_partition_init):
+            raise ValueError(f"log_partition_init={self.log_partition_init} must be finite")
         if self.log_partition == "none" and self.log_partition_init:
             raise ValueError(f"log_partition_init={self.log_partition_init} has no place in log_partition='none'")
         if self.loss_type in WITH_OWN_NOISE and self.noise_ratio != int(self.noise_ratio):

@@ -128,6 +128,8 @@ class NCELMConfig(ContrastiveConfig):
             raise ValueError(
                 f"log_partition={self.log_partition!r} learns nothing from loss_type={self.loss_type!r}; use 'fixed' or 'none'"
             )
+        if not math.isfinite(self.log_partition_init):
+            raise ValueError(f"log_partition_init={self.log_partition_init} must be finite")
         if self.log_partition == "none" and self.log_partition_init:
             raise ValueError(f"log_partition_init={self.log_partition_init} has no place in log_partition='none'")
         if self.sparse_gradients and (self.loss_type == "full" or self.tie_word_embeddings):

@@ -169,9 +169,11 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
             generator: not needed.
 
         Raises:
-            ValueError: an id outside the vocabulary.
+            ValueError: no words, or an id outside the vocabulary.
         """
         ids = input_ids if attention_mask is None else input_ids[attention_mask != 0]
+        if not ids.numel():
+            raise ValueError("there are no words to count: input_ids is empty, or attention_mask is 0 everywhere")
         low, high = ids.min().item(), ids.max().item()
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"word ids must lie in [0, {self.config.vocab_size}), but range from {low} to {high}")
@@ -319,15 +321,18 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = (losses * counted).sum() / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.logits_of(hidden[:, kept])
-            if labels is not None:
-                loss = self.cross_entropy(logits[:, :-1], labels[:, kept][:, 1:], num_items_in_batch)
+            if labels is None:
+                logits = self.logits_of(hidden[:, kept])
+            else:  # the loss is that of all places
+                logits = self.logits_of(hidden)
+                loss = self.cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
+                logits = logits[:, kept]
         output = NCELMOutput(
             loss=loss,
             logits=logits,
             hidden_states=found.get("hidden_states"),
             attentions=found.get("attentions"),
-            **{name: found.get(name) for name in CACHE_NAMES},
+            **({} if self.cache_name is None else {self.cache_name: found.get(self.cache_name)}),
         )
         return output if return_dict else output.to_tuple()
 

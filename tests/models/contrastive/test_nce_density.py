@@ -565,6 +565,7 @@ def test_a_flow_as_noise_travels_with_the_model(tmp_path):
         ({"loss_type": "hinge"}, "loss_type='hinge' is not known"),
         ({"loss_type": "ranking"}, "log_partition='learned' learns nothing from loss_type='ranking'"),
         ({"log_partition": "none", "log_partition_init": 1.0}, "log_partition_init=1.0 has no place"),
+        ({"log_partition_init": math.nan}, "log_partition_init=nan must be finite"),
         (
             {"loss_type": "telescoping", "noise_ratio": 0.5},
             "noise_ratio=0.5 must be a whole number for loss_type='telescoping'",
