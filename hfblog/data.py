@@ -18,10 +18,13 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import (
     Array3D,
@@ -514,6 +517,65 @@ def pack_texts(dataset: Dataset, tokenizer: Any, text_column: str | None = None,
     if rows == 0:
         raise ValueError(f"the texts have {len(stream)} tokens, fewer than one row of processor.max_length={length}")
     return TensorTable({"input_ids": torch.from_numpy(stream[: rows * length].reshape(rows, length))})
+
+
+@dataclass
+class EncodedCorpus:
+    """Texts as numbers: what the compiled loops of word vectors take.
+
+    Args:
+        words: the vocabulary, the most frequent first; ties by the word itself.
+        counts: ``(V,)`` int64, how often each occurs.
+        items: ``(tokens,)`` int32, all texts one after the other, without the words that are too rare.
+        starts: ``(texts + 1,)`` int64, where each begins, and the end.
+    """
+
+    words: list[str]
+    counts: np.ndarray
+    items: np.ndarray
+    starts: np.ndarray
+
+
+def encode_words(texts: Any, min_count: int = 5, vocab_size: int | None = None) -> EncodedCorpus:
+    """Split texts at white space and number their words, in Arrow's compiled loops.
+
+    Args:
+        texts: strings, or an Arrow array of them (a column of a `datasets.Dataset` by ``dataset.data["text"]``).
+        min_count: rarer words are left out.
+        vocab_size: most words.
+
+    Raises:
+        ValueError: no word is frequent enough.
+
+    Example:
+
+    ```python
+    >>> from hfblog.data import encode_words
+    >>> corpus = encode_words(["a b a", "b c a"], min_count=2)
+    >>> corpus.words, corpus.items.tolist(), corpus.starts.tolist()
+    (['a', 'b'], [0, 1, 0, 1, 0], [0, 3, 5])
+
+    ```
+    """
+    texts = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
+    texts = (texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts).cast(pa.large_string())
+    rows = pc.ascii_split_whitespace(pc.utf8_trim_whitespace(texts))
+    encoded = rows.flatten().dictionary_encode()
+    codes, kinds = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    counts = np.bincount(codes, minlength=len(kinds))
+    if "" in kinds:  # texts without a word
+        counts[kinds.index("")] = 0
+    order = sorted(range(len(kinds)), key=lambda code: (-counts[code], kinds[code]))
+    kept = [code for code in order if counts[code] >= min_count][:vocab_size]
+    if not kept:
+        raise ValueError(f"no word of the corpus occurs min_count={min_count} times")
+    numbers = np.full(len(kinds), -1, np.int32)
+    numbers[kept] = np.arange(len(kept), dtype=np.int32)
+    items = numbers[codes]
+    known = items >= 0
+    ends = np.concatenate([[0], np.cumsum(pc.list_value_length(rows).to_numpy())])
+    before = np.concatenate([[0], np.cumsum(known)])
+    return EncodedCorpus([kinds[code] for code in kept], counts[kept], items[known], before[ends].astype(np.int64))
 
 
 def add_captions(dataset: Dataset, template: str, words: list[str] | None = None, column: str | None = None) -> Dataset:

@@ -93,6 +93,14 @@ def _words_and_noise_words(size: int, auto_name: str) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids, "noise_ids": torch.randint(40, (size, 5), generator=generator)}
 
 
+def _items(size: int, auto_name: str) -> dict[str, Tensor]:
+    """Sequences that count upwards; the model that learns gets five noise items for each."""
+    batch = _words_and_noise_words(size, auto_name)
+    if auto_name != "AutoModelForPreTraining":
+        return {"input_ids": batch["input_ids"]}
+    return {"input_ids": batch["input_ids"], "noise_ids": batch["noise_ids"]}
+
+
 CODE_SIZE = 6
 
 
@@ -226,6 +234,33 @@ EXAMPLES = {
             {"injective_padding": 1},
             {"hidden_size": "6"},
         ),
+    ),
+    "min_entropy_embedding": ModelExample(
+        config={
+            "vocab_size": 40,
+            "embedding_dim": 6,
+            "cost": "student_t",
+            "item_bias": True,
+            "objective": "nce",
+            "num_noise_samples": 3,
+            "window_size": 2,
+            "output_vectors": "concat",
+        },
+        batch=_items,
+        processor=lambda _: train_word_tokenizer(["a good phone", "the other phone"] * 2),
+        wrong=(
+            {"cost": "cosine"},
+            {"objective": "glove"},
+            {"output_vectors": "both"},
+            {"vocab_size": 0},
+            {"embedding_dim": "6"},
+            {"degrees_of_freedom": 0.0},
+            {"num_noise_samples": 40},
+            {"noise_power": float("nan")},
+            {"window_size": 0},
+            {"tie_context": True},
+        ),
+        without_loss=("AutoModel",),
     ),
     "nce_density": ModelExample(
         config={

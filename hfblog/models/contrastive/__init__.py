@@ -1,8 +1,16 @@
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForPreTraining
 
 from .configuration_contrastive import ContrastiveConfig
+from .configuration_min_entropy_embedding import MinEntropyEmbeddingConfig
 from .configuration_nce_density import NCEDensityConfig
 from .configuration_nce_lm import NCELMConfig
+from .modeling_min_entropy_embedding import (
+    MinEntropyEmbeddingForPreTraining,
+    MinEntropyEmbeddingModel,
+    MinEntropyEmbeddingOutput,
+    ReferencePoints,
+    reference_points,
+)
 from .modeling_nce_density import NCEDensityModel, NCEDensityOutput, Normalization
 from .modeling_nce_lm import NCEForCausalLM, NCELMOutput, PartitionStats
 from .nce_loss import NCELoss
@@ -15,6 +23,7 @@ from .noise_distributions import (
     UnigramNoise,
 )
 from .tokenization_words import train_word_tokenizer
+from .word2vec_format import read_word2vec, write_word2vec
 
 AutoConfig.register("nce_density", NCEDensityConfig, exist_ok=True)
 AutoModel.register(NCEDensityConfig, NCEDensityModel, exist_ok=True)
@@ -22,7 +31,18 @@ AutoModel.register(NCEDensityConfig, NCEDensityModel, exist_ok=True)
 AutoConfig.register("nce_lm", NCELMConfig, exist_ok=True)
 AutoModelForCausalLM.register(NCELMConfig, NCEForCausalLM, exist_ok=True)
 
+AutoConfig.register("min_entropy_embedding", MinEntropyEmbeddingConfig, exist_ok=True)
+AutoModel.register(MinEntropyEmbeddingConfig, MinEntropyEmbeddingModel, exist_ok=True)
+AutoModelForPreTraining.register(MinEntropyEmbeddingConfig, MinEntropyEmbeddingForPreTraining, exist_ok=True)
+
 __all__ = [
+    "MinEntropyEmbeddingConfig",
+    "MinEntropyEmbeddingForPreTraining",
+    "MinEntropyEmbeddingModel",
+    "MinEntropyEmbeddingOutput",
+    "ReferencePoints",
+    "read_word2vec",
+    "reference_points",
     "ContrastiveConfig",
     "FlowNoise",
     "GaussianMixtureNoise",
@@ -40,4 +60,5 @@ __all__ = [
     "UniformNoise",
     "UnigramNoise",
     "train_word_tokenizer",
+    "write_word2vec",
 ]
