@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_min_entropy_embedding import MinEntropyEmbeddingConfig
 from .nce_loss import NCELoss
-from .noise_distributions import UnigramNoise, reset_noise
+from .noise_distributions import UnigramNoise, count_ids, reset_noise
 
 # Scores computed at a time where no gradient is needed: a bound on memory, not on what is computed.
 SCORES_AT_A_TIME = 2**24
@@ -320,11 +320,7 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         Raises:
             ValueError: an id that is not below ``vocab_size``.
         """
-        ids = input_ids if attention_mask is None else input_ids[attention_mask != 0]
-        low, high = ids.min().item(), ids.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"item ids must lie in [0, {self.config.vocab_size}), but range from {low} to {high}")
-        self.fit_noise(torch.bincount(ids.flatten().cpu(), minlength=self.config.vocab_size), smoothing=1)
+        self.fit_noise(count_ids(input_ids, attention_mask, self.config.vocab_size, "item"), smoothing=1)
 
     @torch.no_grad()
     def fit_noise(self, counts: Tensor, smoothing: int = 0) -> None:

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_nce_lm import NCELMConfig
 from .nce_loss import NCELoss
-from .noise_distributions import UnigramNoise, reset_noise
+from .noise_distributions import UnigramNoise, count_ids, reset_noise
 
 # Logits computed at a time where no gradient is needed: a bound on memory, not on what is computed.
 LOGITS_AT_A_TIME = 2**24
@@ -171,13 +171,7 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: no words, or an id outside the vocabulary.
         """
-        ids = input_ids if attention_mask is None else input_ids[attention_mask != 0]
-        if not ids.numel():
-            raise ValueError("there are no words to count: input_ids is empty, or attention_mask is 0 everywhere")
-        low, high = ids.min().item(), ids.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"word ids must lie in [0, {self.config.vocab_size}), but range from {low} to {high}")
-        self.fit_noise(torch.bincount(ids.flatten().cpu(), minlength=self.config.vocab_size), smoothing=1)
+        self.fit_noise(count_ids(input_ids, attention_mask, self.config.vocab_size), smoothing=1)
 
     @torch.no_grad()
     def fit_noise(self, counts: Tensor, smoothing: int = 0) -> None:

@@ -413,6 +413,21 @@ def alias_table(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(keep), np.asarray(alias, dtype=np.int64)
 
 
+def count_ids(ids: Tensor, attention_mask: Tensor | None, vocab_size: int, what: str = "word") -> Tensor:
+    """How often each id occurs, ``(V,)`` int64, where the mask is not 0.
+
+    Raises:
+        ValueError: there are none, or one outside the vocabulary; the message calls them ``what``.
+    """
+    ids = ids if attention_mask is None else ids[attention_mask != 0]
+    if not ids.numel():
+        raise ValueError(f"there are no {what}s to count: input_ids is empty, or attention_mask is 0 everywhere")
+    low, high = ids.min().item(), ids.max().item()
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{what} ids must lie in [0, {vocab_size}), but range from {low} to {high}")
+    return torch.bincount(ids.flatten().cpu(), minlength=vocab_size)
+
+
 class UnigramNoise(nn.Module):
     """Words drawn by their counts to a power, ``q(w) = count(w)^power / sum``, from an alias table; uniform until fitted.
 
