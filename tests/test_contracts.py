@@ -239,7 +239,7 @@ def test_stock_trainer_trains_and_resumes_to_the_same_weights(model_type, auto_n
 
 
 TWO_PROCESSES = """
-import sys
+import os, sys
 import torch, transformers
 import hfblog
 sys.path.insert(0, sys.argv[1])
@@ -260,7 +260,8 @@ if trainer.is_world_process_zero():
     torch.save({"world": arguments.world_size, "weights": trainer.model.state_dict()}, Path(folder) / "result.pt")
 if torch.distributed.is_initialized():
     torch.distributed.barrier()  # nobody hangs up on a process that still talks
-    torch.distributed.destroy_process_group()  # its threads may abort an ending process
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # all is written; threads that the group leaves may abort an interpreter that ends
 """
 
 
