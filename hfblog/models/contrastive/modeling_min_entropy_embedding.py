@@ -529,14 +529,12 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         center_ids, context_ids = center_ids.flatten(), context_ids.flatten()
         scores = self.pair_scores(center_ids, context_ids)
         weights = torch.ones_like(scores) if weights is None else weights.flatten().to(scores.dtype)
-        if not self.training:
+        if not self.training or self.config.objective == "full":
             losses = -self.log_prob(center_ids, context_ids)
         elif self.config.objective == "pmi_regression":
             if pmi is None:
                 raise ValueError("objective='pmi_regression' needs pmi, a target for each pair")
             losses = (scores - pmi).square()
-        elif self.config.objective == "full":
-            losses = -self.log_prob(center_ids, context_ids)
         else:
             if noise_ids is None:
                 noise_ids = self.noise.sample((len(center_ids), self.config.num_noise_samples))

@@ -245,7 +245,6 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
 
     def sampled_losses(self, hidden: Tensor, targets: Tensor, noise_ids: Tensor) -> Tensor:
         """Loss of each word from its noise, ``(batch, length)``; see `draw_noise` for the shapes."""
-        size = targets.numel()
         if noise_ids.ndim == 2:
             noise_ids = noise_ids[:, None]
         noise_scores = self.word_scores(hidden, noise_ids).flatten(0, 1)
@@ -258,7 +257,7 @@ class NCEForCausalLM(PreTrainedModel, GenerationMixin):
             noise_log_noise,
             c.expand(targets.shape).flatten() if c.ndim else c,
             reduction="none",
-        ).view(targets.shape if size else (0,))
+        ).view(targets.shape)
 
     def forward(
         self,
