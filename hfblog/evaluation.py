@@ -24,10 +24,11 @@ from .evaluation_classification import evaluate_invertible_classifier
 from .evaluation_contrastive import evaluate_nce_density, evaluate_nce_lm
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
+from .evaluation_item_vectors import evaluate_item_vectors
 from .models.bottleneck import VAEModel, VIBForImageClassification, VIBForSequenceClassification
 from .models.capsule import CapsuleForImageClassification, CapsuleForSequenceClassification
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
-from .models.contrastive import NCEDensityModel, NCEForCausalLM
+from .models.contrastive import MinEntropyEmbeddingForPreTraining, NCEDensityModel, NCEForCausalLM
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
 from .pictures import curve_picture
 from .recipes import (
@@ -167,6 +168,7 @@ EVALUATORS = {
     ConditionalLNBertForGeneration: evaluate_generation,
     NCEDensityModel: evaluate_nce_density,
     NCEForCausalLM: evaluate_nce_lm,
+    MinEntropyEmbeddingForPreTraining: evaluate_item_vectors,
 }
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, List
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
@@ -36,20 +37,27 @@ from transformers.models.auto import auto_factory, image_processing_auto, modeli
 
 from . import hub
 from .data import (
+    PairTable,
+    SequenceTable,
     add_captions,
     condition_columns,
+    encode_words,
     find_column,
+    item_source,
+    join_phrases_of,
     load_data,
     nearest,
     pack_texts,
     prepare_captions,
+    prepare_features,
     prepare_images,
+    prepare_pairs,
     prepare_points,
     prepare_texts,
     text_column_of,
 )
 from .models.conditional_ln_bert import build_captioning_processor, train_tokenizer
-from .models.contrastive import train_word_tokenizer
+from .models.contrastive import MinEntropyEmbeddingConfig, feature_affinities, train_word_tokenizer
 
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
 MODEL_KEYS = (
@@ -63,7 +71,7 @@ MODEL_KEYS = (
     "attn_implementation",
 )
 # Keys of the data section that choose columns.
-COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption")
+COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption", "phrases")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
 
 
@@ -87,6 +95,13 @@ class TrainingArguments(transformers.TrainingArguments):
         default_factory=dict,
         metadata={"help": "Learning rates of parameters whose name matches a pattern, in learning_rates."},
     )
+    loop_threads: int = field(
+        default=0,
+        metadata={
+            "help": "Threads of the compiled loops on the CPU, for models that have them; 0 trains through the Trainer. Over "
+            "a corpus, more than one are faster and their result depends on their timing."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,6 +109,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
         if self.random_shift < 0:
             raise ValueError(f"random_shift={self.random_shift} must not be negative")
+        if self.loop_threads < 0:
+            raise ValueError(f"loop_threads={self.loop_threads} must not be negative")
         for pattern, factor in self.learning_rate_factors.items():
             if not factor > 0:
                 raise ValueError(f"learning_rate_factors[{pattern!r}]={factor} must be positive")
@@ -135,6 +152,25 @@ class TextArguments:
     def __post_init__(self):
         if self.level not in ("piece", "word"):
             raise ValueError(f"processor.level={self.level!r} must be 'piece' or 'word'")
+
+
+@dataclass
+class ItemArguments:
+    """The ``processor`` section of a recipe for item vectors; what the items are follows from the data (`item_source`).
+
+    Args:
+        vocab_size: of words and records: most items, special ones included.
+        min_count: of words and records: rarer ones are left out.
+        lowercase: of words: whether capitals count as small letters.
+        max_length: of words and records, through the Trainer: longer sequences are cut.
+        perplexity: of images and vectors: how many neighbours an item has, in effect.
+    """
+
+    vocab_size: int | None = None
+    min_count: int = 5
+    lowercase: bool = True
+    max_length: int = 200
+    perplexity: float | int = 30.0
 
 
 @dataclass
@@ -320,8 +356,39 @@ class LanguageModelEvaluationArguments(EvaluationArguments):
         _check_nucleus(self.top_p)
 
 
+@dataclass
+class ItemVectorEvaluationArguments(EvaluationArguments):
+    """Evaluation of item vectors.
+
+    Args:
+        similarity: of words: ``"wordsim353"`` and ``"simlex999"`` (from the gensim package), or files with two words and a
+            rating in every line, between tabs.
+        analogies: of words: ``"google"`` (from the gensim package), or files of that form.
+        analogy_candidates: answers to analogies are among the first so many words.
+        pos_neighbours: of words with parts of speech (a column ``pos_tags`` beside ``tokens``): neighbours that are looked at.
+        map_words: of words: how many stand in the picture.
+        neighbours: of images and vectors: neighbours in trustworthiness.
+    """
+
+    batch_size: int = 256
+    similarity: list[str] = field(default_factory=list)
+    analogies: list[str] = field(default_factory=list)
+    analogy_candidates: int = 30_000
+    pos_neighbours: int = 10
+    map_words: int = 200
+    neighbours: int = 12
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {
+        "analogy_candidates": 4,
+        "pos_neighbours": 1,
+        "map_words": 20,
+        "neighbours": 1,
+    }
+
+
 # Models whose evaluation takes more than others of their task.
 EVALUATION_ARGUMENTS: dict[str, type[EvaluationArguments]] = {
+    "min_entropy_embedding": ItemVectorEvaluationArguments,
     "nce_density": NCEDensityEvaluationArguments,
     "nce_lm": LanguageModelEvaluationArguments,
     "vae": VAEEvaluationArguments,
@@ -421,6 +488,11 @@ class Recipe:
         return image_processor_class(self.config_class)
 
     @property
+    def learns_items(self) -> bool:
+        """Whether the model has one vector for each item of the data: words, things that are borrowed, or the examples."""
+        return issubclass(self.config_class, MinEntropyEmbeddingConfig)
+
+    @property
     def models_points(self) -> bool:
         """Whether the examples are plain vectors that were never quantised: they need no processor."""
         shape, levels = (self.model.get(key, getattr(self.config_class, key, ())) for key in ("event_shape", "num_levels"))
@@ -483,6 +555,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     config_fields = {f.name for f in fields(recipe.config_class)}
     _refuse_unknown("model", recipe.model, config_fields | set(MODEL_KEYS))
     _refuse_unknown("data", recipe.data, _parameters(load_data) | set(COLUMN_KEYS))
+    _refuse_unknown("data.phrases", recipe.data.get("phrases") or {}, _parameters(join_phrases_of) - {"splits", "column"})
     _refuse_unknown("training", recipe.training, {f.name for f in fields(TrainingArguments) if f.init})
     _refuse_unknown("evaluation", recipe.evaluation, {f.name for f in fields(recipe.evaluation_arguments)})
     _refuse_unknown("card", recipe.card, set(hub.CARD_KEYS))
@@ -495,7 +568,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ValueError(
             f"model.encoder_from={recipe.model['encoder_from']!r}: {model_class.__name__} reads no text through an encoder"
         )
-    _refuse_unknown("processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else TextArguments))
+    text_arguments = ItemArguments if recipe.learns_items else TextArguments
+    _refuse_unknown(
+        "processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else text_arguments)
+    )
+    if recipe.training.get("loop_threads") and not hasattr(model_class, "fit_law"):
+        raise ValueError(f"training.loop_threads={recipe.training['loop_threads']}: {model_class.__name__} has no such loops")
     return recipe
 
 
@@ -526,10 +604,13 @@ def image_processor_class(config_class: type[PreTrainedConfig]) -> type | None:
 
 
 def load_data_of(recipe: Recipe) -> DatasetDict:
-    """The recipe's data set with its three splits; captions are written where the recipe has a template for them."""
+    """The recipe's data set with its three splits; captions are written, and phrases joined, where the recipe says how."""
     data = load_data(**{key: value for key, value in recipe.data.items() if key not in COLUMN_KEYS})
     if caption := recipe.data.get("caption"):
         data = DatasetDict({split: add_captions(part, **caption) for split, part in data.items()})
+    if phrases := recipe.data.get("phrases"):
+        column = text_column_of(data["train"], recipe.data.get("text_column"))
+        data = join_phrases_of(data, column, **phrases)
     return data
 
 
@@ -544,6 +625,8 @@ def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
         if recipe.models_points:
             return model, None
         return model, recipe.image_processor_class.from_model_config(model.config, **recipe.processor)
+    if recipe.learns_items:
+        return _build_item_model(recipe, data)
     return _build_text_model(recipe, data["train"], derived)
 
 
@@ -565,6 +648,48 @@ def class_names(recipe: Recipe, train: Dataset) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
+def _build_item_model(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
+    """A model over the words or things of the training split, or over all examples, and its tokenizer, if they have names."""
+    settings, train = ItemArguments(**recipe.processor), data["train"]
+    source = item_source(train)
+    if source == "features":
+        return recipe.new_model(recipe.build_config(vocab_size=sum(map(len, data.values())))), None
+    if source == "pairs":
+        tokenizer = train_word_tokenizer([train.features["first"].names])
+    else:
+        column = _item_column(recipe, train, source)
+        tokenizer = train_word_tokenizer(
+            train[column], settings.vocab_size, min_count=settings.min_count, lowercase=settings.lowercase
+        )
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "unk_token_id", "eos_token_id")}
+    return recipe.new_model(recipe.build_config(vocab_size=len(tokenizer), **special)), tokenizer
+
+
+def _item_column(recipe: Recipe, dataset: Dataset, source: str) -> str:
+    if source == "records":
+        return find_column(dataset, List, recipe.data.get("text_column"))
+    return text_column_of(dataset, recipe.data.get("text_column"))
+
+
+def _prepare_items(data: DatasetDict, split: str, recipe: Recipe, tokenizer: Any) -> SequenceTable | PairTable:
+    """Sequences of the items that have a number, or a law over pairs, which is that of all examples where these are items."""
+    settings, dataset = ItemArguments(**recipe.processor), data[split]
+    source = item_source(dataset)
+    if source == "features":
+        features = prepare_features(data, recipe.data.get("image_column"), recipe.data.get("point_column"))
+        symmetric = recipe.model.get("normalize_over") == "pairs"
+        law = feature_affinities(torch.from_numpy(features), float(settings.perplexity), symmetric)
+        return PairTable(law, features)
+    if source == "pairs":
+        return prepare_pairs(dataset, tokenizer)
+    texts = dataset.data[_item_column(recipe, dataset, source)]
+    if dataset._indices is not None:
+        texts = dataset[:][_item_column(recipe, dataset, source)]
+    vocabulary = {word: index for word, index in tokenizer.get_vocab().items() if index not in tokenizer.all_special_ids}
+    corpus = encode_words(texts, vocabulary=vocabulary, lowercase=settings.lowercase)
+    return SequenceTable(corpus, settings.max_length)
+
+
 def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     text = TextArguments(**recipe.processor)
     texts = train[text_column_of(train, recipe.data.get("text_column"))]
@@ -576,7 +701,9 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
     if text.tokenizer or start or encoder:
         tokenizer = AutoTokenizer.from_pretrained(text.tokenizer or start or encoder, model_max_length=text.max_length)
     elif text.level == "word":
-        tokenizer = train_word_tokenizer(texts, text.vocab_size, min_count=text.min_count, model_max_length=text.max_length)
+        tokenizer = train_word_tokenizer(
+            texts, text.vocab_size, min_count=text.min_count, lowercase=text.lowercase, model_max_length=text.max_length
+        )
     else:
         tokenizer = train_tokenizer(
             texts,
@@ -619,7 +746,7 @@ def _build_text_model(recipe: Recipe, train: Dataset, derived: dict[str, Any]) -
 
 def load_processor(recipe: Recipe, folder: str | Path) -> Any:
     """The processor or tokenizer that a trained folder holds; None where the examples are plain vectors."""
-    if recipe.models_points:
+    if recipe.models_points or (recipe.learns_items and not (Path(folder) / "tokenizer.json").exists()):
         return None
     if recipe.image_processor_class is not None:
         return AutoImageProcessor.from_pretrained(folder)
@@ -631,6 +758,8 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
     """One split as the model's forward takes it."""
     if recipe.models_points:
         return prepare_points(data[split], recipe.data.get("point_column"))
+    if recipe.learns_items:
+        return _prepare_items(data, split, recipe, processor)
     columns = {key: recipe.data.get(key) for key in ("image_column", "label_column", "text_column")}
     if recipe.image_processor_class is not None:
         return prepare_images(data[split], processor, columns["image_column"], columns["label_column"])
@@ -654,7 +783,9 @@ def data_collator(recipe: Recipe, processor: Any) -> Any:
     """What makes a batch of prepared examples: padding for texts, and labels where they are written; else the default."""
     if not isinstance(processor, PreTrainedTokenizerBase):
         return None
-    return DataCollatorWithPadding(processor) if recipe.classifies else DataCollatorForLanguageModeling(processor, mlm=False)
+    if recipe.classifies or recipe.learns_items:
+        return DataCollatorWithPadding(processor)
+    return DataCollatorForLanguageModeling(processor, mlm=False)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
+from transformers.utils.logging import tqdm
 
 from . import hub
-from .data import ShiftedImages
+from .data import PairTable, SequenceTable, ShiftedImages
+from .models.contrastive import MinEntropyEmbeddingForPreTraining, WordVectors
 from .pictures import image_grid
 from .recipes import (
     Recipe,
@@ -278,6 +281,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         model, processor = build(recipe, data)
         prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
 
+    if arguments.loop_threads:
+        return train_in_loops(recipe, model, processor, prepared["train"], arguments, output_dir, overwrite)
     if arguments.random_shift:
         prepared["train"] = ShiftedImages(prepared["train"], arguments.random_shift, arguments.seed)
     if not resume:
@@ -301,16 +306,107 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.perf_counter() - start
+    finish(model, processor)
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
         (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
-        (output_dir / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         record = training_record(trainer, seconds, {split: len(part) for split, part in data.items()}, bool(resume))
-        (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (output_dir / hub.METRICS_FILE).unlink(missing_ok=True)  # of an earlier end of this run
-        hub.write_card(output_dir)
+        write_records(recipe, record, output_dir)
     trainer.accelerator.wait_for_everyone()  # on every process the folder is whole from here on
     return output_dir
+
+
+def write_records(recipe: Recipe, record: dict[str, Any], output_dir: Path) -> None:
+    """What a finished run says of itself, beside its weights."""
+    (output_dir / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (output_dir / hub.METRICS_FILE).unlink(missing_ok=True)  # of an earlier end of this run
+    hub.write_card(output_dir)
+
+
+PROGRESS_FILE = "progress.json"
+
+
+def train_in_loops(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    processor: Any,
+    dataset: SequenceTable | PairTable,
+    arguments: TrainingArguments,
+    output_dir: Path,
+    overwrite: bool = False,
+) -> Path:
+    """Train item vectors in compiled loops, without the Trainer; see `train` for what is left in the folder.
+
+    Over a corpus every epoch leaves a checkpoint, from which ``resume_from_checkpoint`` goes on. A law is learned in one go.
+    """
+    if arguments.world_size > 1:
+        raise LaunchError(
+            f"the compiled loops run in one process, not in {arguments.world_size}: set training.loop_threads to the number "
+            "of cores, or to 0 for the Trainer"
+        )
+    resume = arguments.resume_from_checkpoint
+    if overwrite and not resume:
+        hub.clear_run(output_dir, CHECKPOINTS)
+    start, done = time.perf_counter(), 0
+    threads, seed = arguments.loop_threads, arguments.seed
+    if isinstance(dataset, PairTable):
+        if dataset.features is not None:
+            model.start_from_principal_components(dataset.features)
+        with tqdm(desc="Learning the law", unit="step") as bar:
+
+            def show(step: int, cost: float) -> None:
+                bar.set_postfix({"nats": f"{cost:.4f}"}, refresh=False)
+                bar.update(step - bar.n)
+
+            steps = arguments.max_steps if arguments.max_steps > 0 else None
+            model.fit_law(dataset.joint, steps, seed=seed, threads=threads, callback=show)
+            record = {"epochs": 1, "steps": max(1, bar.n)}
+    else:
+        epochs = math.ceil(arguments.num_train_epochs)
+        if resume:
+            folder = Path(resume) if isinstance(resume, str) else _last_checkpoint(output_dir)
+            done = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["epochs"]
+            model = type(model).from_pretrained(folder)
+
+        def save_epoch(epoch: int) -> None:
+            folder = output_dir / CHECKPOINTS / f"checkpoint-{epoch}"
+            model.save_pretrained(folder)
+            (folder / PROGRESS_FILE).write_text(json.dumps({"epochs": epoch}), encoding="utf-8")
+            for old in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
+                if int(old.name.rpartition("-")[2]) < epoch:
+                    shutil.rmtree(old)
+
+        model.fit_corpus(
+            (dataset.corpus.items, dataset.corpus.starts),
+            epochs=epochs,
+            learning_rate=arguments.learning_rate,
+            threads=threads,
+            seed=seed,
+            first_epoch=done,
+            on_epoch_end=None if arguments.save_strategy == "no" else save_epoch,
+        )
+        record = {"epochs": epochs, "steps": epochs * len(dataset)}
+    seconds = time.perf_counter() - start
+    finish(model, processor)
+    hub.export(model.eval(), output_dir, processor)
+    record = {
+        "command": command_line(),
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "resumed": bool(resume),
+        "best_step": None,
+        "processes": 1,
+        "distributed_type": f"{threads} thread{'s' if threads > 1 else ''} of compiled loops",
+        "split_sizes": {"train": len(dataset)},
+        "curve": [],
+    } | record
+    write_records(recipe, record, output_dir)
+    return output_dir
+
+
+def _last_checkpoint(output_dir: Path) -> Path:
+    return max((output_dir / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
@@ -331,10 +427,19 @@ def initialize(model: PreTrainedModel, dataset: Any, arguments: TrainingArgument
     """Let a model set what depends on data, from the same seeded draw on every process."""
     if not hasattr(model, "initialize"):
         return
+    if isinstance(dataset, (SequenceTable, PairTable)):
+        model.fit_noise(dataset.item_counts(model.config.vocab_size), smoothing=1)
+        return
     generator = torch.Generator().manual_seed(arguments.seed)
     rows = torch.randperm(len(dataset), generator=generator)[: arguments.initialize_examples].tolist()
     batch = torch.utils.data.default_collate(dataset.__getitems__(rows))
     model.initialize(batch[model.main_input_name], generator=generator)
+
+
+def finish(model: PreTrainedModel, processor: Any) -> None:
+    """What follows from the trained weights: vectors of parts of words."""
+    if isinstance(model, MinEntropyEmbeddingForPreTraining) and model.config.num_subwords:
+        WordVectors(model, processor).fit_subwords()
 
 
 def training_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int], resumed: bool) -> dict[str, Any]:

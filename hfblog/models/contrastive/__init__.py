@@ -1,9 +1,12 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForPreTraining
 
+from .affinities import count_pairs, feature_affinities
 from .configuration_contrastive import ContrastiveConfig
 from .configuration_min_entropy_embedding import MinEntropyEmbeddingConfig
 from .configuration_nce_density import NCEDensityConfig
 from .configuration_nce_lm import NCELMConfig
+from .library_layout import LibraryLayout
+from .map_equation import Clusters, cluster_by_infomap, code_length, neighbour_graph
 from .modeling_min_entropy_embedding import (
     MinEntropyEmbeddingForPreTraining,
     MinEntropyEmbeddingModel,
@@ -22,8 +25,11 @@ from .noise_distributions import (
     UniformNoise,
     UnigramNoise,
 )
+from .phrases import Phrases, find_phrases, join_phrases, phrase_gain
+from .subwords import subword_ids
 from .tokenization_words import train_word_tokenizer
 from .word2vec_format import read_word2vec, write_word2vec
+from .word_vectors import UnknownWordError, WordVectors
 
 AutoConfig.register("nce_density", NCEDensityConfig, exist_ok=True)
 AutoModel.register(NCEDensityConfig, NCEDensityModel, exist_ok=True)
@@ -36,6 +42,15 @@ AutoModel.register(MinEntropyEmbeddingConfig, MinEntropyEmbeddingModel, exist_ok
 AutoModelForPreTraining.register(MinEntropyEmbeddingConfig, MinEntropyEmbeddingForPreTraining, exist_ok=True)
 
 __all__ = [
+    "Clusters",
+    "LibraryLayout",
+    "Phrases",
+    "cluster_by_infomap",
+    "code_length",
+    "find_phrases",
+    "join_phrases",
+    "neighbour_graph",
+    "phrase_gain",
     "MinEntropyEmbeddingConfig",
     "MinEntropyEmbeddingForPreTraining",
     "MinEntropyEmbeddingModel",
@@ -59,6 +74,11 @@ __all__ = [
     "PartitionStats",
     "UniformNoise",
     "UnigramNoise",
+    "UnknownWordError",
+    "WordVectors",
+    "count_pairs",
+    "feature_affinities",
+    "subword_ids",
     "train_word_tokenizer",
     "write_word2vec",
 ]

@@ -1,6 +1,7 @@
 """Configuration of item vectors that make the next item cheap to reach."""
 
 import math
+from dataclasses import field
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -8,8 +9,9 @@ from huggingface_hub.dataclasses import strict
 from .configuration_contrastive import ContrastiveConfig, check_choice, check_positive
 
 COSTS = ("dot", "l2", "student_t", "library")
-EMBEDDING_OBJECTIVES = ("full", "neg", "nce", "ranking", "pmi_regression")
+EMBEDDING_OBJECTIVES = ("full", "neg", "nce", "ranking", "pmi_regression", "layout")
 OUTPUT_VECTORS = ("input", "context", "sum", "concat")
+NORMALIZATIONS = ("next", "pairs")
 
 
 @strict
@@ -33,11 +35,22 @@ class MinEntropyEmbeddingConfig(ContrastiveConfig):
         exclude_self: whether an item never follows itself, as in SNE.
         objective: ``"full"`` sums over all items; ``"neg"`` is word2vec's negative sampling, which learns
             ``log p(j | i) / q(j) - log k`` and not probabilities; ``"nce"`` and ``"ranking"`` (sampled softmax) learn
-            probabilities from noise; ``"pmi_regression"`` fits the score to log ``p(i, j) / p(i) p(j)`` by weighted squares.
+            probabilities from noise; ``"pmi_regression"`` fits the score to log ``p(i, j) / p(i) p(j)`` by weighted squares;
+            ``"layout"`` is the article's first problem, no probabilities but the walk itself, ``|v_i| + |v_i - v_j|`` from the
+            door to i and on to j, with things at least ``min_distance`` apart.
+        normalize_over: in ``"full"``, whether probabilities sum to 1 over the ``"next"`` item, as in the article and in SNE, or
+            over all ``"pairs"``, as in t-SNE.
+        min_distance: of ``"layout"``, how near two items may be.
         num_noise_samples: noise items k for each pair.
         noise_power: noise is drawn by the items' counts to this power.
-        window_size: in sequences, items up to so many places apart make pairs, nearer ones with more weight, as in word2vec.
+        window_size: in sequences, items up to so many places apart make pairs, nearer ones with more weight, as in word2vec;
+            None makes pairs of all items of a record, which has no order (item2vec, Barkan and Koenigstein 2016).
+        subsample: in training on sequences, word2vec's t: an item of frequency f is kept with chance ``sqrt(t / f) + t / f``;
+            0 keeps all.
         output_vectors: what the model gives for an item: ``"input"`` v, ``"context"`` u, their ``"sum"`` or ``"concat"``.
+        num_subwords: buckets for the parts of words, from which unknown words are composed
+            ([`MinEntropyEmbeddingModel.fit_subwords`]); 0 for none.
+        subword_lengths: fewest and most letters of these parts.
         initializer_range: v starts uniform within this number over d; u at 0, where it is another.
 
     Example:
@@ -65,10 +78,15 @@ class MinEntropyEmbeddingConfig(ContrastiveConfig):
     item_bias: bool = False
     exclude_self: bool = False
     objective: str = "neg"
+    normalize_over: str = "next"
+    min_distance: float | int = 0.0
     num_noise_samples: int = 5
     noise_power: float | int = 0.75
-    window_size: int = 5
+    window_size: int | None = 5
+    subsample: float | int = 1e-3
     output_vectors: str = "input"
+    num_subwords: int = 0
+    subword_lengths: list[int] = field(default_factory=lambda: [3, 6])
     initializer_range: float | int = 0.5
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
@@ -84,15 +102,25 @@ class MinEntropyEmbeddingConfig(ContrastiveConfig):
         check_choice("cost", self.cost, COSTS)
         check_choice("objective", self.objective, EMBEDDING_OBJECTIVES)
         check_choice("output_vectors", self.output_vectors, OUTPUT_VECTORS)
-        check_positive(
-            self,
-            "vocab_size",
-            "embedding_dim",
-            "degrees_of_freedom",
-            "num_noise_samples",
-            "window_size",
-            "initializer_range",
-        )
+        check_choice("normalize_over", self.normalize_over, NORMALIZATIONS)
+        check_positive(self, "vocab_size", "embedding_dim", "degrees_of_freedom", "num_noise_samples", "initializer_range")
+        if self.window_size is not None:
+            check_positive(self, "window_size")
+        for name in ("subsample", "min_distance", "num_subwords"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        lengths = self.subword_lengths
+        if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
+            raise ValueError(f"subword_lengths={lengths} must be two numbers, the fewest letters and the most")
+        if self.normalize_over == "pairs" and self.objective != "full":
+            raise ValueError(f"normalize_over='pairs' sums over all of them, which objective={self.objective!r} does not")
+        if (self.objective == "layout") != (self.min_distance > 0) or (
+            self.objective == "layout" and not (self.cost == "library" and self.tie_context)
+        ):
+            raise ValueError(
+                "objective='layout' goes with cost='library', tie_context=True and a positive min_distance, and no other "
+                f"objective with a min_distance; got {self.objective!r}, {self.cost!r}, {self.tie_context}, {self.min_distance}"
+            )
         if not math.isfinite(self.noise_power):
             raise ValueError(f"noise_power={self.noise_power} must be finite")
         if self.tie_context and self.output_vectors != "input":

@@ -7,6 +7,7 @@ Maaten and Hinton 2008. All costs and entropies are in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,13 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
+from transformers.utils.logging import tqdm
 
+from .affinities import feature_affinities
 from .configuration_min_entropy_embedding import MinEntropyEmbeddingConfig
 from .nce_loss import NCELoss
 from .noise_distributions import UnigramNoise, count_ids, reset_noise
+from .subwords import fit_subword_vectors, subword_matrix
 
 # Scores computed at a time where no gradient is needed: a bound on memory, not on what is computed.
 SCORES_AT_A_TIME = 2**24
@@ -104,8 +108,34 @@ def reference_points(joint: Tensor, cost: float | None = None) -> ReferencePoint
     return ReferencePoints(math.log(len(joint)), unigram, cost, max(conditional, 0.0), explained)
 
 
+def keep_chances(counts: Tensor, subsample: float) -> Tensor:
+    """word2vec's ``sqrt(t / f) + t / f`` of frequencies f, at most 1, ``(V,)`` float32; t = 0 keeps everything."""
+    if not subsample:
+        return torch.ones(len(counts), dtype=torch.float32, device=counts.device)
+    share = subsample * counts.sum().double() / counts.double().clamp_min(1)
+    return (share.sqrt() + share).clamp_max(1).float()
+
+
+def count_items(items: np.ndarray, vocab_size: int) -> Tensor:
+    """How often each item occurs, ``(V,)`` int64, of an array that may be larger than the memory."""
+    counts = np.zeros(vocab_size, np.int64)
+    for begin in range(0, len(items), SCORES_AT_A_TIME):
+        counts += np.bincount(items[begin : begin + SCORES_AT_A_TIME], minlength=vocab_size)
+    return torch.from_numpy(counts)
+
+
+def law_counts(law: Tensor) -> Tensor:
+    """Whole numbers in proportion to ``p(j)``, ``(V,)`` int64: the frequencies of a law that was never counted."""
+    frequencies = torch.sparse.sum(law, 0).to_dense()
+    return (frequencies / frequencies.max() * 1e6).round().long()
+
+
 class ContextEmbedding(nn.Embedding):
     """u, an item's vectors as the one that follows."""
+
+
+class SubwordEmbedding(nn.Embedding):
+    """Vectors of parts of words, 0 until they are fitted."""
 
 
 class MinEntropyPreTrainedModel(PreTrainedModel):
@@ -123,7 +153,7 @@ class MinEntropyPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if reset_noise(module):
             return
-        if isinstance(module, ContextEmbedding) and self.config.cost == "dot":
+        if isinstance(module, SubwordEmbedding) or (isinstance(module, ContextEmbedding) and self.config.cost == "dot"):
             init.zeros_(module.weight)  # a distance needs two places; an inner product takes its first step from 0
         elif isinstance(module, nn.Embedding):
             bound = self.config.initializer_range / self.config.embedding_dim
@@ -157,6 +187,10 @@ class MinEntropyEmbeddingModel(MinEntropyPreTrainedModel):
         self.context_embeddings = None
         if not config.tie_context:
             self.context_embeddings = ContextEmbedding(config.vocab_size, config.embedding_dim)
+        self.subword_embeddings = None
+        if config.num_subwords:
+            self.subword_embeddings = SubwordEmbedding(config.num_subwords, config.hidden_size)
+            self.subword_embeddings.requires_grad_(False)  # fitted, not trained
         self.learns_context = config.output_vectors != "input"
         self.post_init()
 
@@ -210,6 +244,44 @@ class MinEntropyEmbeddingModel(MinEntropyPreTrainedModel):
         output = BaseModelOutput(last_hidden_state=hidden)
         return output if return_dict else output.to_tuple()
 
+    # --- unknown words ---
+
+    @torch.no_grad()
+    def fit_subwords(self, words: Sequence[str], ridge: float = 0.05, steps: int = 50) -> None:
+        """Fit vectors of parts of words to the words' own, by least squares; the words' own stay as they are.
+
+        Args:
+            words: all V of them, in the order of their ids. Those in brackets, such as ``[PAD]``, are left out.
+            ridge: weight of the squared length of a part's vector.
+            steps: of conjugate gradients.
+
+        Raises:
+            ValueError: a configuration without subwords, or another number of words.
+        """
+        if self.subword_embeddings is None:
+            raise ValueError("num_subwords=0 in the configuration: there is no room for subwords, 200_000 are enough for most")
+        if len(words) != self.config.vocab_size:
+            raise ValueError(f"{len(words)} words, but vocab_size={self.config.vocab_size}")
+        known = [index for index, word in enumerate(words) if not (word.startswith("[") and word.endswith("]"))]
+        buckets, starts = subword_matrix(
+            [words[index] for index in known], self.config.num_subwords, self.config.subword_lengths
+        )
+        vectors = self.vectors()[known].float().cpu()
+        fitted = fit_subword_vectors(buckets, starts, vectors, self.config.num_subwords, ridge, steps)
+        self.subword_embeddings.weight.copy_(fitted)
+
+    def compose_words(self, words: Sequence[str]) -> Tensor:
+        """Vectors of words, known or not, from those of their parts, ``(n, hidden_size)``.
+
+        Raises:
+            ValueError: a configuration without subwords.
+        """
+        if self.subword_embeddings is None:
+            raise ValueError("num_subwords=0 in the configuration: unknown words have no vectors")
+        buckets, starts = subword_matrix(words, self.config.num_subwords, self.config.subword_lengths)
+        weight = self.subword_embeddings.weight
+        return F.embedding_bag(buckets.to(weight.device), weight, starts.to(weight.device), mode="mean")
+
     # --- what users ask ---
 
     @torch.no_grad()
@@ -219,14 +291,14 @@ class MinEntropyEmbeddingModel(MinEntropyPreTrainedModel):
         Args:
             query: item ids ``(...)``, which are not among their own neighbours, or vectors ``(..., hidden_size)``.
             top_k: how many.
-            metric: ``"cosine"`` ranks what is alike, ``"dot"`` what goes together.
+            metric: ``"cosine"`` ranks what is alike, ``"dot"`` what goes together, ``"distance"`` what stands near in a map.
             exclude: ids ``(..., n)`` that are left out.
 
         Raises:
             ValueError: another metric.
         """
-        if metric not in ("cosine", "dot"):
-            raise ValueError(f"metric={metric!r} must be 'cosine' or 'dot'")
+        if metric not in ("cosine", "dot", "distance"):
+            raise ValueError(f"metric={metric!r} must be 'cosine', 'dot' or 'distance'")
         if not query.is_floating_point():
             exclude = query[..., None] if exclude is None else torch.cat([exclude, query[..., None]], -1)
             query = self.vectors(query)
@@ -234,25 +306,38 @@ class MinEntropyEmbeddingModel(MinEntropyPreTrainedModel):
         if metric == "cosine":
             table, query = F.normalize(table, dim=-1), F.normalize(query, dim=-1)
         scores = query @ table.T
+        if metric == "distance":
+            scores = -(query.square().sum(-1, keepdim=True) - 2 * scores + table.square().sum(-1)).clamp_min(0).sqrt()
         if exclude is not None:
             scores = scores.scatter(-1, exclude, -math.inf)
         return scores.topk(top_k, dim=-1)
 
     @torch.no_grad()
-    def analogy(self, a: Tensor, b: Tensor, c: Tensor, top_k: int = 10, method: str = "3cosadd") -> Any:
+    def analogy(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        top_k: int = 10,
+        method: str = "3cosadd",
+        num_candidates: int | None = None,
+    ) -> Any:
         """``a`` is to ``b`` as ``c`` is to what? As `torch.topk`, ``(..., top_k)``; the three themselves are left out.
 
         Args:
             a, b, c: item ids ``(...)``.
             top_k: how many.
             method: ``"3cosadd"`` (Mikolov et al. 2013) or ``"3cosmul"`` (Levy and Goldberg 2014).
+            num_candidates: answers come from the first so many items, the frequent ones of a vocabulary; from all by default.
 
         Raises:
-            ValueError: another method.
+            ValueError: another method, or ids that are no candidates.
         """
         if method not in ("3cosadd", "3cosmul"):
             raise ValueError(f"method={method!r} must be '3cosadd' or '3cosmul'")
-        table = F.normalize(self.vectors(), dim=-1)
+        table = F.normalize(self.vectors()[:num_candidates], dim=-1)
+        if max(ids.max().item() for ids in (a, b, c)) >= len(table):
+            raise ValueError(f"the items of an analogy must be among the num_candidates={num_candidates} first ones")
         near_a, near_b, near_c = (table[ids] @ table.T for ids in (a, b, c))
         if method == "3cosadd":
             scores = near_b - near_a + near_c
@@ -337,26 +422,31 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         epochs: int = 5,
         learning_rate: float = 0.025,
         min_learning_rate: float = 1e-4,
-        subsample: float = 1e-3,
         threads: int = 1,
         seed: int = 0,
+        first_epoch: int = 0,
+        on_epoch_end: Callable[[int], None] | None = None,
     ) -> None:
-        """Negative sampling over a corpus in compiled loops on the CPU; noise is counted first.
+        """Negative sampling over a corpus, or over records without an order, in compiled loops on the CPU.
+
+        Noise is counted first. Windows and subsampling are the configuration's; a corpus may lie in a file that is mapped
+        into memory (``numpy.memmap``).
 
         Args:
             sequences: lists of item ids, or the pair ``(items, starts)``: all of them one after the other, int32, and where
                 each sequence begins, with the end.
             epochs: passes over the corpus.
             learning_rate, min_learning_rate: at the start and at the end; it falls linearly over all epochs.
-            subsample: word2vec's t: an item of frequency f is kept with chance ``sqrt(t / f) + t / f``; 0 keeps all.
             threads: how many; several are faster, and their result depends on their timing.
-            seed: of vectors, subsampling, windows and noise.
+            seed: of subsampling, windows and noise.
+            first_epoch: of an interrupted training, how many passes lie behind it; what follows is as it would have been.
+            on_epoch_end: is told how many passes are done, with the vectors in the model.
 
         Raises:
             ImportError: numba is missing.
             ValueError: an empty corpus, ids outside the vocabulary, or a model that is no skip-gram.
         """
-        from .skipgram_kernel import flatten_sequences, subsampling, train_skipgram
+        from .skipgram_kernel import flatten_sequences, train_skipgram
 
         config = self.config
         if (config.cost, config.objective, config.tie_context, config.item_bias, config.exclude_self) != (
@@ -371,16 +461,23 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
                 "exclude_self=False; the Trainer learns the others"
             )
         items, starts = flatten_sequences(sequences, config.vocab_size)
-        self.fit_noise(torch.from_numpy(np.bincount(items, minlength=config.vocab_size)), smoothing=1)
+        self.fit_noise(count_items(items, config.vocab_size), smoothing=1)
         tables = [
             np.ascontiguousarray(layer.weight.detach().cpu().float().numpy())
             for layer in (self.model.embeddings, self.model.context_embeddings)
         ]
+
+        def keep_vectors(epoch: int) -> None:
+            for layer, table in zip((self.model.embeddings, self.model.context_embeddings), tables, strict=True):
+                layer.weight.copy_(torch.from_numpy(table))
+            if on_epoch_end is not None:
+                on_epoch_end(epoch)
+
         train_skipgram(
             items,
             starts,
             *tables,
-            subsampling(self.noise.counts.cpu().numpy(), subsample),
+            keep_chances(self.noise.counts.cpu(), config.subsample).numpy(),
             self.noise.keep.cpu().float().numpy(),
             self.noise.alias.cpu().numpy(),
             window=config.window_size,
@@ -390,9 +487,127 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
             min_learning_rate=min_learning_rate,
             threads=threads,
             seed=seed,
+            first_epoch=first_epoch,
+            on_epoch_end=keep_vectors,
         )
-        for layer, table in zip((self.model.embeddings, self.model.context_embeddings), tables, strict=True):
-            layer.weight.copy_(torch.from_numpy(table))
+
+    @torch.no_grad()
+    def fit_features(self, features: Tensor, perplexity: float = 30.0, **settings: Any) -> ReferencePoints:
+        """A map of feature vectors ``(V, ...)``: the law of `feature_affinities`, then `fit_law`, from principal components.
+
+        With ``cost="student_t"`` and ``normalize_over="pairs"`` that is t-SNE, with ``"l2"`` and ``"next"`` SNE.
+
+        Args:
+            features: one vector an item.
+            perplexity: how many neighbours an item has, in effect.
+            settings: of `fit_law`.
+
+        Raises:
+            ValueError: see `feature_affinities`; or another number of items than ``vocab_size``.
+        """
+        features = torch.as_tensor(features).flatten(1).double()
+        law = feature_affinities(features, perplexity, symmetric=self.config.normalize_over == "pairs")
+        if len(features) == self.config.vocab_size:
+            self.start_from_principal_components(features)
+        return self.fit_law(law, **settings)
+
+    @torch.no_grad()
+    def start_from_principal_components(self, features: Tensor, spread: float = 1e-4) -> None:
+        """Vectors along the largest principal components, the first with the standard deviation ``spread``."""
+        features = torch.as_tensor(features).flatten(1).double()
+        _, _, axes = torch.linalg.svd(features - features.mean(0), full_matrices=False)
+        axes = axes[: self.config.embedding_dim]
+        # an axis has no direction: the sign of its largest part is positive
+        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+        places = (features - features.mean(0)) @ axes.T
+        self.model.embeddings.weight[:, : len(axes)] = (spread * places / places[:, 0].std()).to(self.dtype)
+
+    @torch.no_grad()
+    def fit_law(
+        self,
+        joint: Tensor,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        callback: Callable[[int, float], None] | None = None,
+    ) -> ReferencePoints:
+        """Learn a law over pairs itself, to the end: co-occurrence counts, neighbours of features, borrowing records.
+
+        ``objective="layout"`` is solved by [`LibraryLayout`]; tied distances without a bias (SNE, t-SNE) descend in compiled
+        loops; everything else takes Adam on the exact expected cost, which costs ``V^2`` a step.
+
+        Args:
+            joint: ``(V, V)``, dense or sparse COO, ``p(i, j)`` or counts.
+            steps: 750 in compiled loops, 300 of Adam by default.
+            learning_rate: that of t-SNE, or 0.05 for Adam, by default.
+            seed: of a layout.
+            threads: in compiled loops.
+            callback: is told step and cost in nats every 50 steps.
+
+        Returns:
+            The reference points with the cost that was reached.
+
+        Raises:
+            ValueError: not a law over ``vocab_size`` items.
+        """
+        config = self.config
+        if tuple(joint.shape) != (config.vocab_size,) * 2:
+            raise ValueError(f"a law over vocab_size={config.vocab_size} items is square, got {tuple(joint.shape)}")
+        reference_points(joint)  # its errors, before anything is changed
+        law = (joint if joint.is_sparse else joint.to_sparse()).coalesce().double().cpu()
+        law = law / law.values().sum()
+        self.fit_noise(law_counts(law), smoothing=1)
+        if config.objective == "layout":
+            from .library_layout import LibraryLayout
+
+            # what nobody borrows needs no shelf: it stays at the door
+            borrowed = (self.noise.counts > 1).nonzero()[:, 0].cpu()
+            books = law.to_dense()[borrowed][:, borrowed]
+            layout = LibraryLayout(books, config.embedding_dim, float(config.min_distance)).fit(seed=seed)
+            self.model.embeddings.weight.zero_()
+            self.model.embeddings.weight[borrowed] = layout.positions.to(self.dtype)
+            return self.reference_points(joint)
+        if config.tie_context and config.cost in ("l2", "student_t") and not config.item_bias and config.exclude_self:
+            self._descend_in_loops(law, steps or 750, learning_rate, threads, callback)
+            return self.reference_points(joint)
+        dense = law.to_dense().float() if config.vocab_size**2 <= SCORES_AT_A_TIME else law.float()
+        dense = dense.to(self.device)
+        with torch.enable_grad():
+            optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=learning_rate or 0.05)
+            for step in range(steps or 300):
+                optimizer.zero_grad()
+                cost = self.law_objective(dense)
+                cost.backward()
+                optimizer.step()
+                if callback is not None and (step + 1) % 50 == 0:
+                    callback(step + 1, cost.item())
+        return self.reference_points(joint)
+
+    def _descend_in_loops(self, law: Tensor, steps: int, learning_rate: float | None, threads: int, callback: Any) -> None:
+        from .map_kernel import MapProblem, descend_map
+
+        config = self.config
+        both = (law + law.T).coalesce()
+        rows, columns = both.indices().numpy()
+        problem = MapProblem(
+            np.searchsorted(rows, np.arange(config.vocab_size + 1)),
+            np.ascontiguousarray(columns),
+            both.values().float().numpy(),
+            torch.sparse.sum(law, 1).to_dense().float().numpy(),
+            config.cost,
+            float(config.degrees_of_freedom),
+            config.normalize_over == "pairs",
+            threads,
+        )
+        places = descend_map(
+            problem,
+            self.model.embeddings.weight.detach().cpu().float().numpy().T,
+            steps=steps,
+            learning_rate=learning_rate,
+            callback=None if callback is None else lambda step, z: callback(step, problem.value(z)),
+        )
+        self.model.embeddings.weight.copy_(torch.from_numpy(places.T))
 
     # --- scores ---
 
@@ -444,7 +659,10 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
     def log_normalizer(self, first: Tensor) -> Tensor:
         """log sum_j exp(score + log_prior) after each i in nats, ``(n,) -> (n,)``."""
         rows = max(1, SCORES_AT_A_TIME // self.config.vocab_size)
-        return torch.cat([(self.scores(part) + self.log_prior).logsumexp(1) for part in first.split(rows)])
+        if torch.is_grad_enabled() or len(first) <= rows:
+            return torch.cat([(self.scores(part) + self.log_prior).logsumexp(1) for part in first.split(rows)])
+        parts = tqdm(first.split(rows), desc="Sums over all items", unit="part", disable=len(first) < 20 * rows)
+        return torch.cat([(self.scores(part) + self.log_prior).logsumexp(1) for part in parts])
 
     def log_prob(self, first: Tensor, second: Tensor) -> Tensor:
         """log q(j | i) in nats, ``(n,)`` ids i and j -> ``(n,)``."""
@@ -453,42 +671,115 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         prior = prior if isinstance(prior, float) else prior[second]
         return self.pair_scores(first, second) + prior - self.log_normalizer(items)[place]
 
+    def law_objective(self, joint: Tensor) -> Tensor:
+        """What `fit_law` makes small: `expected_cost`, or, over pairs, ``-log q(i, j)`` in nats; see there for the law."""
+        if self.config.normalize_over == "next":
+            return self.expected_cost(joint)
+        return self._law_cost(joint, lambda mass, normalizers: normalizers.logsumexp(0))
+
     def expected_cost(self, joint: Tensor) -> Tensor:
-        """S, the expected cost under a dense law ``(V, V)`` of pairs or their counts, exactly; differentiable."""
-        weights = joint / joint.sum()
-        rows = max(1, SCORES_AT_A_TIME // self.config.vocab_size)
-        total = weights.new_zeros(())
-        for ids in torch.arange(self.config.vocab_size, device=joint.device).split(rows):
-            log_q = (self.scores(ids) + self.log_prior).log_softmax(1)
-            part = weights[ids].to(log_q.dtype)
-            # nothing times minus infinity is nothing
-            total = total - torch.where(part > 0, part * log_q.masked_fill(part == 0, 0.0), 0.0).sum()
-        return total
+        """S, the expected cost of the next item in nats, exactly; differentiable.
+
+        Args:
+            joint: ``(V, V)`` dense or sparse COO, a law of pairs or their counts.
+        """
+        return self._law_cost(joint, lambda mass, normalizers: (mass * normalizers).sum())
+
+    def expected_walk(self, joint: Tensor) -> Tensor:
+        """The article's first cost, ``sum p(i, j) (|v_i| + |v_i - u_j|)``: from the door to i and on to j; differentiable."""
+        law = (joint if joint.is_sparse else joint.to_sparse()).coalesce()
+        first, second = law.indices()
+        return (law.values() / law.values().sum() * self._walks(first, second)).sum()
+
+    def _walks(self, first: Tensor, second: Tensor) -> Tensor:
+        v, u = self.model.embeddings(first), F.embedding(second, self.model.context_vectors)
+        return v.norm(dim=-1) + (v - u).norm(dim=-1)
+
+    def _law_cost(self, joint: Tensor, normalizer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``normalizer(mass, log-normalizers)``, of all items, minus the mean score."""
+        prior = self.log_prior
+        if not joint.is_sparse:
+            weights = joint / joint.sum()
+            scores, normalizers = weights.new_zeros(()), []
+            rows = max(1, SCORES_AT_A_TIME // self.config.vocab_size)
+            for ids in torch.arange(self.config.vocab_size, device=joint.device).split(rows):
+                block = self.scores(ids) + prior
+                part = weights[ids].to(block.dtype)
+                # nothing times minus infinity is nothing
+                scores = scores + torch.where(part > 0, part * block.masked_fill(part == 0, 0.0), 0.0).sum()
+                normalizers.append(block.logsumexp(1))
+            return normalizer(weights.sum(1), torch.cat(normalizers)) - scores
+        law = joint.coalesce()
+        first, second = law.indices()
+        weights = law.values() / law.values().sum()
+        scores = weights.new_zeros(())
+        for part in torch.arange(len(weights), device=weights.device).split(SCORES_AT_A_TIME // 64):
+            block = self.pair_scores(first[part], second[part])
+            block = block if isinstance(prior, float) else block + prior[second[part]]
+            scores = scores + (weights[part] * block).sum()
+        mass = weights.new_zeros(self.config.vocab_size).index_add(0, first, weights)
+        ids = mass.nonzero()[:, 0] if self.config.normalize_over == "next" else torch.arange(len(mass), device=mass.device)
+        return normalizer(mass[ids], self.log_normalizer(ids)) - scores
 
     @torch.no_grad()
     def reference_points(self, joint: Tensor) -> ReferencePoints:
-        """The expected cost under a dense law ``(V, V)``, between the points that bound it."""
-        return reference_points(joint, self.expected_cost(joint).item())
+        """The expected cost under a law ``(V, V)``, dense or sparse COO, between the points that bound it."""
+        return reference_points(joint, self.expected_cost(joint.to(self.device)).item())
+
+    @torch.no_grad()
+    def keywords(self, input_ids: Tensor, top_k: int = 5) -> Any:
+        """The items of a text from which all of it is cheapest to reach: the largest mean of ``log q(j | i)`` over its j.
+
+        Su Jianlin 2017, https://kexue.fm/archives/4316: a keyword is one that the text can be guessed from.
+
+        Args:
+            input_ids: ``(length,)``.
+            top_k: how many, at most as there are different items.
+
+        Returns:
+            As `torch.topk`: ``values`` in nats, and ``indices``, item ids.
+        """
+        items, counts = input_ids.unique(return_counts=True)
+        first, second = items.repeat_interleave(len(items)), items.repeat(len(items))
+        log_q = self.log_prob(first, second).view(len(items), len(items))
+        apart = 1 - torch.eye(len(items), device=log_q.device)  # no item is its own evidence
+        weights = apart * counts
+        values = (weights * log_q.masked_fill(apart == 0, 0.0)).sum(1) / weights.sum(1).clamp_min(1)
+        found = values.topk(min(top_k, len(items)))
+        return torch.return_types.topk((found.values, items[found.indices]))
 
     def window_pairs(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of places up to ``window_size`` apart in sequences ``(batch, length)``, both ways.
 
         Returns:
             Ids i, ids j and weights, ``(batch, pairs)`` each. Places o apart weigh ``1 - (o - 1) / window_size``, the chance
-            that word2vec's random window holds them; pairs with padding weigh 0.
+            that word2vec's random window holds them; in records without an order all weigh 1. Pairs with padding weigh 0.
         """
-        reach = min(self.config.window_size, input_ids.shape[1] - 1)
+        width = self.config.window_size
+        reach = min(width or input_ids.shape[1], input_ids.shape[1] - 1)
         if reach < 1:
             raise ValueError(f"sequences of length {input_ids.shape[1]} hold no pairs")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         firsts, seconds, weights = [], [], []
         for offset in range(1, reach + 1):
             left, right = input_ids[:, :-offset], input_ids[:, offset:]
-            weight = (1 - (offset - 1) / self.config.window_size) * (mask[:, :-offset] * mask[:, offset:])
+            chance = 1.0 if width is None else 1 - (offset - 1) / width
+            weight = chance * (mask[:, :-offset] * mask[:, offset:])
             firsts += [left, right]
             seconds += [right, left]
             weights += [weight, weight]
         return torch.cat(firsts, 1), torch.cat(seconds, 1), torch.cat(weights, 1)
+
+    def subsampled(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sequences without a random part of their frequent items, so that windows reach further, as in word2vec.
+
+        What is left of each sequence stands at its beginning; the mask says how much it is.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        chances = keep_chances(self.noise.counts, self.config.subsample)
+        kept = mask.bool() & (torch.rand(input_ids.shape, device=input_ids.device) < chances[input_ids])
+        order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+        return input_ids.gather(1, order), kept.gather(1, order).to(mask.dtype)
 
     def forward(
         self,
@@ -520,6 +811,8 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         if input_ids is not None:
+            if self.training and self.config.subsample:
+                input_ids, attention_mask = self.subsampled(input_ids, attention_mask)
             center_ids, context_ids, weights = self.window_pairs(input_ids, attention_mask)
             if noise_ids is not None:
                 noise_ids = noise_ids[:, None].expand(*center_ids.shape, -1).flatten(0, 1)
@@ -529,7 +822,16 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         center_ids, context_ids = center_ids.flatten(), context_ids.flatten()
         scores = self.pair_scores(center_ids, context_ids)
         weights = torch.ones_like(scores) if weights is None else weights.flatten().to(scores.dtype)
-        if not self.training or self.config.objective == "full":
+        if self.config.objective == "layout":
+            if self.training:
+                raise ValueError(
+                    "objective='layout' is a problem with constraints, which fit_law solves and no gradient alone"
+                )
+            losses = self._walks(center_ids, context_ids)
+        elif self.training and self.config.normalize_over == "pairs":
+            everything = torch.arange(self.config.vocab_size, device=scores.device)
+            losses = self.log_normalizer(everything).logsumexp(0) - scores
+        elif not self.training or self.config.objective == "full":
             losses = -self.log_prob(center_ids, context_ids)
         elif self.config.objective == "pmi_regression":
             if pmi is None:

@@ -6,10 +6,12 @@ without locks (Recht et al. 2011, arXiv:1106.5730): one thread gives the same re
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
+from transformers.utils.logging import tqdm
 
 try:  # in a try block: transformers demands every other import of a repository's code, and this may be missing
     import numba
@@ -39,7 +41,9 @@ def _uniform(state):
 
 
 @numba.njit(fastmath=True, nogil=True, cache=True, boundscheck=False)
-def _train(tokens, starts, first, last, v, u, kept, noise_keep, noise_alias, sigmoids, window, k, rates, counter, total, seed):
+def _train(
+    tokens, starts, first, last, v, u, kept, noise_keep, noise_alias, sigmoids, window, whole, k, rates, counter, total, seed
+):
     """Sentences ``first`` to ``last``; ``counter[0]`` holds the words that all threads have seen."""
     size = v.shape[1]
     vocabulary = np.uint64(v.shape[0])
@@ -69,7 +73,7 @@ def _train(tokens, starts, first, last, v, u, kept, noise_keep, noise_alias, sig
         counter[0] += end - begin
         rate = np.float32(rates[0] + (rates[1] - rates[0]) * min(1.0, counter[0] / total))
         for centre in range(count):
-            reach = 1 + np.int64(_random(state) % np.uint64(window))
+            reach = window if whole else 1 + np.int64(_random(state) % np.uint64(window))
             low, high = max(0, centre - reach), min(count, centre + reach + 1)
             if high - low < 2:
                 continue
@@ -147,13 +151,15 @@ def train_skipgram(
     noise_keep: np.ndarray,
     noise_alias: np.ndarray,
     *,
-    window: int = 5,
+    window: int | None = 5,
     num_noise: int = 5,
     epochs: int = 5,
     learning_rate: float = 0.025,
     min_learning_rate: float = 1e-4,
     threads: int = 1,
     seed: int = 0,
+    first_epoch: int = 0,
+    on_epoch_end: Callable[[int], None] | None = None,
 ) -> None:
     """Move ``vectors`` and ``context_vectors`` in place.
 
@@ -163,20 +169,23 @@ def train_skipgram(
         vectors, context_vectors: ``(V, d)`` float32, contiguous.
         kept: ``(V,)`` float32, chance that an occurrence of a word is kept.
         noise_keep, noise_alias: `alias_table` of the noise, float32 and int64.
-        window: most places between two words of a pair.
+        window: most places between two words of a pair; None for all pairs of a sentence.
         num_noise: k.
         epochs: passes over the sentences; the learning rate falls linearly over all of them.
         learning_rate, min_learning_rate: at the start and at the end.
         threads: how many.
         seed: of subsampling, windows and noise.
+        first_epoch: passes that lie behind it.
+        on_epoch_end: is told how many passes are done.
     """
     sentences = len(starts) - 1
     # parts of as many words each
     bounds = np.searchsorted(starts, np.linspace(0, starts[-1], threads + 1)[1:-1])
     bounds = np.concatenate([[0], bounds, [sentences]]).astype(np.int64)
-    counter = np.zeros(1, np.int64)
+    counter = np.full(1, first_epoch * int(starts[-1]), np.int64)
     total = max(1, int(starts[-1]) * epochs)
     rates = np.array([learning_rate, min_learning_rate])
+    widest = int(np.diff(starts).max(initial=1)) if window is None else window
 
     def part(thread: int, epoch: int) -> None:
         _train(
@@ -190,7 +199,8 @@ def train_skipgram(
             noise_keep,
             noise_alias,
             SIGMOIDS,
-            window,
+            widest,
+            window is None,
             num_noise,
             rates,
             counter,
@@ -198,9 +208,17 @@ def train_skipgram(
             seed * 1_000_003 + epoch * 1009 + thread,
         )
 
-    with ThreadPoolExecutor(threads) as pool:
-        for epoch in range(epochs):
-            list(pool.map(part, range(threads), [epoch] * threads))
+    bar = tqdm(total=total, initial=int(counter[0]), unit="word", unit_scale=True, desc="Skip-gram", mininterval=1)
+    with bar, ThreadPoolExecutor(threads) as pool:
+        for epoch in range(first_epoch, epochs):
+            running = [pool.submit(part, thread, epoch) for thread in range(threads)]
+            while wait(running, timeout=1).not_done:
+                bar.update(int(counter[0]) - bar.n)
+            for future in running:
+                future.result()
+            bar.update(int(counter[0]) - bar.n)
+            if on_epoch_end is not None:
+                on_epoch_end(epoch + 1)
 
 
 def flatten_sequences(sequences: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,12 +241,4 @@ def flatten_sequences(sequences: Any, vocab_size: int) -> tuple[np.ndarray, np.n
     return items, starts
 
 
-def subsampling(counts: np.ndarray, sample: float) -> np.ndarray:
-    """Chances that words are kept, word2vec's ``sqrt(t / f) + t / f``, ``(V,)`` float32; 0 keeps all."""
-    if not sample:
-        return np.ones(len(counts), np.float32)
-    share = sample * counts.sum() / np.maximum(counts, 1)
-    return np.minimum(1.0, np.sqrt(share) + share).astype(np.float32)
-
-
-__all__ = ["flatten_sequences", "subsampling", "train_skipgram"]
+__all__ = ["flatten_sequences", "train_skipgram"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
@@ -13,10 +13,12 @@ SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS
 
 
 def train_word_tokenizer(
-    texts: Iterable[str],
+    texts: Iterable[str | Iterable[str]],
     vocab_size: int | None = None,
     *,
     min_count: int = 1,
+    lowercase: bool = False,
+    keep_order: bool = False,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """A vocabulary of the words between spaces, the frequent ones first; rarer ones are [UNK].
@@ -24,9 +26,11 @@ def train_word_tokenizer(
     It is saved as ``tokenizer.json`` and loads through `AutoTokenizer`.
 
     Args:
-        texts: the corpus.
+        texts: the corpus; or records, lists of the names of things, which may hold spaces.
         vocab_size: at most so many tokens, special ones included.
         min_count: a word that is rarer is left out.
+        lowercase: whether capitals count as small letters, in the corpus and ever after.
+        keep_order: whether words are numbered as they appear, and not by frequency.
         model_max_length: where the tokenizer truncates.
 
     Raises:
@@ -46,17 +50,22 @@ def train_word_tokenizer(
         raise ValueError(f"vocab_size={vocab_size} must exceed the {len(SPECIAL_TOKENS)} special tokens")
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(text.split())
+        words = text.split() if isinstance(text, str) else text
+        counts.update([word.lower() for word in words] if lowercase else words)
     for token in SPECIAL_TOKENS.values():
         counts.pop(token, None)
     # ties by the word itself: the same corpus gives the same numbers in any order
-    words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word))
+    words = [word for word, count in counts.items() if count >= min_count]
+    if not keep_order:
+        words.sort(key=lambda word: (-counts[word], word))
     if not words:
         raise ValueError(f"no word of the corpus occurs min_count={min_count} times")
     special = list(SPECIAL_TOKENS.values())
     vocabulary = (special + words)[:vocab_size]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     settings = {} if model_max_length is None else {"model_max_length": model_max_length}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

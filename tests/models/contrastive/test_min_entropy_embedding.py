@@ -18,6 +18,7 @@ from hfblog import (
     write_word2vec,
 )
 from hfblog.data import load_data
+from hfblog.models.contrastive.modeling_min_entropy_embedding import keep_chances
 
 ITEMS = 9
 
@@ -25,7 +26,9 @@ ITEMS = 9
 def build(**settings) -> MinEntropyEmbeddingForPreTraining:
     """A model with vectors, bias and counts that are all of them different."""
     torch.manual_seed(0)
-    config = MinEntropyEmbeddingConfig(**({"vocab_size": ITEMS, "embedding_dim": 4, "num_noise_samples": 3} | settings))
+    config = MinEntropyEmbeddingConfig(
+        **({"vocab_size": ITEMS, "embedding_dim": 4, "num_noise_samples": 3, "subsample": 0} | settings)
+    )
     model = MinEntropyEmbeddingForPreTraining(config)
     for parameter in model.parameters():
         parameter.data.normal_()
@@ -261,7 +264,7 @@ def test_neighbours_and_analogies_by_hand():
     for method, scores in (("3cosadd", added), ("3cosmul", multiplied)):
         order = sorted(range(3, ITEMS), key=lambda j: -scores[j].item())
         assert model.analogy(a, b, c, top_k=6, method=method).indices.tolist() == order
-    with pytest.raises(ValueError, match="metric='euclid' must be 'cosine' or 'dot'"):
+    with pytest.raises(ValueError, match="metric='euclid' must be 'cosine', 'dot' or 'distance'"):
         model.most_similar(a, metric="euclid")
     with pytest.raises(ValueError, match="method='pairs' must be '3cosadd' or '3cosmul'"):
         model.analogy(a, b, c, method="pairs")
@@ -332,7 +335,7 @@ def grammar(count: int = 3000) -> list[list[int]]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_corpus_is_learned(threads):
     model = MinEntropyEmbeddingForPreTraining(MinEntropyEmbeddingConfig(vocab_size=8, embedding_dim=6, num_noise_samples=3))
-    model.fit_corpus(grammar(), epochs=5, subsample=0, threads=threads)
+    model.fit_corpus(grammar(), epochs=5, threads=threads)
     assert model.noise.counts.sum() == 3000 * 8 + 8
     for word in range(8):
         near = model.model.most_similar(torch.tensor(word), top_k=3).indices
@@ -367,8 +370,8 @@ def test_subsampling_is_word2vecs():
     counts = np.array([900, 90, 10])
     share = counts / 1000
     expected = np.minimum(1, np.sqrt(0.01 / share) + 0.01 / share)
-    np.testing.assert_allclose(kernel.subsampling(counts, 0.01), expected, rtol=1e-6)
-    assert (kernel.subsampling(counts, 0) == 1).all()
+    np.testing.assert_allclose(keep_chances(torch.from_numpy(counts), 0.01), expected, rtol=1e-6)
+    assert (keep_chances(torch.from_numpy(counts), 0) == 1).all()
 
 
 # --- files ---
