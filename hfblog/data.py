@@ -601,8 +601,8 @@ def encode_words(
     parts: list[np.ndarray] = []  # codes in order of appearance, if they are held in memory
     lengths: list[np.ndarray] = []
     counts = np.zeros(0, np.int64)
-    file = open(items_file, "wb") if items_file is not None else None
-    with file if file is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(items_file, "wb")) if items_file is not None else None
         for batch in _arrow_batches(texts):
             rows = batch if pa.types.is_large_list(batch.type) else pc.ascii_split_whitespace(pc.utf8_trim_whitespace(batch))
             words = pc.utf8_lower(rows.flatten()) if lowercase else rows.flatten()

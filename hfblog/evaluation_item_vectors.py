@@ -104,7 +104,7 @@ def evaluate_words(run: EvaluationRun) -> dict[str, Any]:
         results["unknown_words"] = unknown_word_result(words)
     notes = [
         "The cost is that of the softmax over all words; the law is that of the training windows, with frequent words thinned "
-        "out as in training. Its conditional entropy counts every pair that was seen once: no model of new text comes near it.",
+        "out as in training. Its conditional entropy knows every pair that occurs once: no model of new text comes near it.",
         *(f"{judge.label}: {judge.coverage(words)}" for judge in judges.values() if judge.coverage(words)),
     ]
     return {

@@ -38,8 +38,8 @@ class MinEntropyEmbeddingConfig(ContrastiveConfig):
             probabilities from noise; ``"pmi_regression"`` fits the score to log ``p(i, j) / p(i) p(j)`` by weighted squares;
             ``"layout"`` is the article's first problem, no probabilities but the walk itself, ``|v_i| + |v_i - v_j|`` from the
             door to i and on to j, with things at least ``min_distance`` apart.
-        normalize_over: in ``"full"``, whether probabilities sum to 1 over the ``"next"`` item, as in the article and in SNE, or
-            over all ``"pairs"``, as in t-SNE.
+        normalize_over: in ``"full"``, whether probabilities sum to 1 over the ``"next"`` item, as in the article and in SNE,
+            or over all ``"pairs"``, as in t-SNE.
         min_distance: of ``"layout"``, how near two items may be.
         num_noise_samples: noise items k for each pair.
         noise_power: noise is drawn by the items' counts to this power.
@@ -118,8 +118,8 @@ class MinEntropyEmbeddingConfig(ContrastiveConfig):
             self.objective == "layout" and not (self.cost == "library" and self.tie_context)
         ):
             raise ValueError(
-                "objective='layout' goes with cost='library', tie_context=True and a positive min_distance, and no other "
-                f"objective with a min_distance; got {self.objective!r}, {self.cost!r}, {self.tie_context}, {self.min_distance}"
+                "objective='layout' goes with cost='library', tie_context=True and a positive min_distance, and no other goes "
+                f"with a min_distance; got {self.objective!r}, {self.cost!r}, {self.tie_context}, {self.min_distance}"
             )
         if not math.isfinite(self.noise_power):
             raise ValueError(f"noise_power={self.noise_power} must be finite")

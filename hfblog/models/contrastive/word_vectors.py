@@ -24,7 +24,7 @@ class WordVectors:
     r"""A model of item vectors and the tokenizer that numbers its items.
 
     Unknown words are composed of their parts where the model has subwords, and are an error that names the nearest by
-    spelling where it has none. Words that the tokenizer joined of several, such as ``new_york``, are found as ``new york``, too.
+    spelling where it has none. A phrase such as ``new_york`` is found as ``new york``, too.
 
     Args:
         model: [`MinEntropyEmbeddingModel`], or [`MinEntropyEmbeddingForPreTraining`], which knows frequencies, too.
