@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    default_data_collator,
 )
 from transformers.models.auto import auto_factory, image_processing_auto, modeling_auto
 
@@ -493,6 +495,11 @@ class Recipe:
         return issubclass(self.config_class, MinEntropyEmbeddingConfig)
 
     @property
+    def text_arguments(self) -> type[TextArguments | ItemArguments]:
+        """The class of the processor section of a recipe without an image processor."""
+        return ItemArguments if self.learns_items else TextArguments
+
+    @property
     def models_points(self) -> bool:
         """Whether the examples are plain vectors that were never quantised: they need no processor."""
         shape, levels = (self.model.get(key, getattr(self.config_class, key, ())) for key in ("event_shape", "num_levels"))
@@ -568,9 +575,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ValueError(
             f"model.encoder_from={recipe.model['encoder_from']!r}: {model_class.__name__} reads no text through an encoder"
         )
-    text_arguments = ItemArguments if recipe.learns_items else TextArguments
     _refuse_unknown(
-        "processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else text_arguments)
+        "processor", recipe.processor, _parameters(processor_class.__init__ if processor_class else recipe.text_arguments)
     )
     if recipe.training.get("loop_threads") and not hasattr(model_class, "fit_law"):
         raise ValueError(f"training.loop_threads={recipe.training['loop_threads']}: {model_class.__name__} has no such loops")
@@ -783,9 +789,18 @@ def data_collator(recipe: Recipe, processor: Any) -> Any:
     """What makes a batch of prepared examples: padding for texts, and labels where they are written; else the default."""
     if not isinstance(processor, PreTrainedTokenizerBase):
         return None
-    if recipe.classifies or recipe.learns_items:
+    if recipe.classifies:
         return DataCollatorWithPadding(processor)
+    if recipe.learns_items:
+        return partial(_collate_items, processor)
     return DataCollatorForLanguageModeling(processor, mlm=False)
+
+
+def _collate_items(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Sequences are padded; pairs are not."""
+    if "input_ids" in rows[0]:
+        return dict(tokenizer.pad(rows, return_tensors="pt"))
+    return default_data_collator(rows)
 
 
 @dataclass

@@ -353,15 +353,17 @@ def train_in_loops(
     if isinstance(dataset, PairTable):
         if dataset.features is not None:
             model.start_from_principal_components(dataset.features)
+        shown = [1]  # a layout tells nothing on its way
         with tqdm(desc="Learning the law", unit="step") as bar:
 
             def show(step: int, cost: float) -> None:
                 bar.set_postfix({"nats": f"{cost:.4f}"}, refresh=False)
-                bar.update(step - bar.n)
+                bar.update(step - shown[-1])
+                shown.append(step)
 
             steps = arguments.max_steps if arguments.max_steps > 0 else None
             model.fit_law(dataset.joint, steps, seed=seed, threads=threads, callback=show)
-            record = {"epochs": 1, "steps": max(1, bar.n)}
+        record = {"epochs": 1, "steps": shown[-1]}
     else:
         epochs = math.ceil(arguments.num_train_epochs)
         if resume:

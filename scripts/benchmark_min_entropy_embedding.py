@@ -1,10 +1,12 @@
-"""python scripts/benchmark_min_entropy_embedding.py ../shared/data/english_text --threads 1 2 --seeds 0 1 2
+"""python scripts/benchmark_min_entropy_embedding.py FOLDER_OF_ENGLISH --threads 1 2 --seeds 0 1 2
+python scripts/benchmark_min_entropy_embedding.py chinese-news FOLDER_OF_CHINESE --segment --similarity RATINGS --seeds 0 1 2
 
 Skip-gram with negative sampling beside gensim's Word2Vec (pip install -e '.[bench]'): the same corpus, dimensions, window,
 epochs, subsampling and negatives. Every run has a process of its own and begins with the vocabulary, from lower-cased texts
 in an Arrow column for hfblog and from lists of words for gensim, which its time does not count. Speed is words of the corpus,
-all epochs, by CPU seconds of all threads, vocabulary included. Quality is measured by gensim's own functions on WordSim-353,
-SimLex-999 and Google's analogies: Spearman's correlation and accuracy in per cent, unknown words left out.
+all epochs, by CPU seconds of all threads, vocabulary included. Quality is measured by gensim's own functions on ratings of
+pairs of words (Spearman's correlation) and on Google's analogies (per cent right), unknown words left out. Chinese texts
+without spaces are segmented by jieba, before any time is taken.
 """
 
 from __future__ import annotations
@@ -25,16 +27,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def lowered(arguments: dict[str, Any]) -> Any:
+    import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import load_dataset
 
-    from hfblog.data import text_column_of
+    from hfblog.data import NAMED_DATA, text_column_of
 
-    data = load_dataset(arguments["data"], split="train")
-    texts = data.data[text_column_of(data)]
-    if arguments["max_texts"]:
-        texts = texts[: arguments["max_texts"]]
-    return pc.utf8_lower(texts)
+    parts = []
+    for name in arguments["data"]:
+        splits = NAMED_DATA[name]() if name in NAMED_DATA else load_dataset(name)
+        for data in splits.values():
+            texts = pc.utf8_lower(data.data[text_column_of(data)]).combine_chunks()
+            parts.append(segmented(texts) if arguments["segment"] and name not in NAMED_DATA else texts)
+    texts = pa.chunked_array([part.cast(pa.large_string()) for part in parts])
+    return texts[: arguments["max_texts"]] if arguments["max_texts"] else texts
+
+
+def segmented(texts: Any) -> Any:
+    import jieba
+    import pyarrow as pa
+
+    jieba.setLogLevel("WARNING")
+    return pa.array([" ".join(word for word in jieba.cut(text) if word.strip()) for text in texts.to_pylist()])
 
 
 def ours(arguments: dict[str, Any], seed: int, threads: int, file: str) -> dict[str, float]:
@@ -49,6 +63,7 @@ def ours(arguments: dict[str, Any], seed: int, threads: int, file: str) -> dict[
         "embedding_dim": arguments["dimensions"],
         "window_size": arguments["window"],
         "num_noise_samples": arguments["negatives"],
+        "subsample": arguments["subsample"],
     }
     # the compiler's time is not the corpus's
     small = MinEntropyEmbeddingForPreTraining(MinEntropyEmbeddingConfig(vocab_size=50, **settings))
@@ -60,7 +75,6 @@ def ours(arguments: dict[str, Any], seed: int, threads: int, file: str) -> dict[
     model.fit_corpus(
         (corpus.items, corpus.starts),
         epochs=arguments["epochs"],
-        subsample=arguments["subsample"],
         threads=threads,
         seed=seed,
     )
@@ -93,17 +107,25 @@ def gensims(arguments: dict[str, Any], seed: int, threads: int, file: str) -> di
     return found
 
 
-def quality(file: str) -> dict[str, float]:
+def quality(file: str, similarity: list[str]) -> dict[str, float]:
     from gensim.models import KeyedVectors
     from gensim.test.utils import datapath
 
     vectors = KeyedVectors.load_word2vec_format(file, binary=True)
-    pairs = {name: vectors.evaluate_word_pairs(datapath(path)) for name, path in PAIRS.items()}
-    analogies, _ = vectors.evaluate_word_analogies(datapath("questions-words.txt"), restrict_vocab=30_000)
-    return {name: found[1][0] for name, found in pairs.items()} | {"Google analogies (%)": 100 * analogies}
+    found = {}
+    for name in similarity:
+        _, (correlation, _), unknown = vectors.evaluate_word_pairs(datapath(name) if name in ENGLISH else name)
+        found[Path(name).stem] = correlation
+        print(f"{Path(name).stem}: {unknown:.1f} % of the pairs are unknown", flush=True)
+    if similarity == ENGLISH:
+        analogies, _ = vectors.evaluate_word_analogies(datapath("questions-words.txt"), restrict_vocab=30_000)
+        found[ANALOGIES] = 100 * analogies
+    return found
 
 
-PAIRS = {"WordSim-353": "wordsim353.tsv", "SimLex-999": "simlex999.txt"}
+# In the gensim package.
+ENGLISH = ["wordsim353.tsv", "simlex999.txt"]
+ANALOGIES = "Google analogies (%)"
 WAYS = {"hfblog": ours, "gensim": gensims}
 
 
@@ -112,12 +134,16 @@ def run(way: str, arguments: dict[str, Any], seed: int, threads: int, folder: st
     found = WAYS[way](arguments, seed, threads, file)
     found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found["speed"] = found["words"] * arguments["epochs"] / found["cpu"]
-    results.put(found | quality(file))
+    results.put(found | quality(file, arguments["similarity"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="a Hub id or a local folder with a train split and a column of texts")
+    parser.add_argument("data", nargs="+", help="names, Hub ids or local folders with a column of texts; all of them together")
+    parser.add_argument("--segment", action="store_true", help="segment the texts of folders and Hub ids by jieba")
+    parser.add_argument(
+        "--similarity", nargs="+", default=ENGLISH, help="files of rated pairs, between tabs; those of gensim by default"
+    )
     parser.add_argument("--max-texts", type=int)
     parser.add_argument("--dimensions", type=int, default=100)
     parser.add_argument("--window", type=int, default=5)
@@ -145,7 +171,8 @@ def main() -> None:
                     process.join()
                 record.append({"way": way, "threads": threads, "seed": seed} | found)
                 print(json.dumps(record[-1]), flush=True)
-    measured = ["speed", "wall", "memory", *PAIRS, "Google analogies (%)"]
+    pairs = [Path(name).stem for name in arguments["similarity"]]
+    measured = ["speed", "wall", "memory", *pairs, *([ANALOGIES] if ANALOGIES in record[0] else [])]
     print("\n| | threads | words per CPU second | seconds | memory, MB | " + " | ".join(measured[3:]) + " |")
     print("|---|" + "---:|" * (len(measured) + 1))
     for threads in arguments["threads"]:
@@ -158,7 +185,7 @@ def main() -> None:
                 values = [row[name] for row in rows]
                 spread = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 and name in measured[3:] else ""
                 cells.append(
-                    f"{statistics.mean(values):,.3f}{spread}" if name in PAIRS else f"{statistics.mean(values):,.1f}{spread}"
+                    f"{statistics.mean(values):,.3f}{spread}" if name in pairs else f"{statistics.mean(values):,.1f}{spread}"
                 )
             print(f"| {way} | {threads} | " + " | ".join(cells) + " |")
         print(f"\n{threads} thread(s): {speeds['hfblog'] / speeds['gensim']:.2f} times gensim's words per CPU second\n")

@@ -70,7 +70,7 @@ def test_every_recipe_is_valid_and_has_a_card(path):
     recipe.build_config()
     recipe.evaluation_arguments(**recipe.evaluation)
     if recipe.image_processor_class is None:
-        recipes.TextArguments(**recipe.processor)
+        recipe.text_arguments(**recipe.processor)
     assert recipe.card["title"] and recipe.card["summary"]
 
 

@@ -247,7 +247,7 @@ class MinEntropyEmbeddingModel(MinEntropyPreTrainedModel):
     # --- unknown words ---
 
     @torch.no_grad()
-    def fit_subwords(self, words: Sequence[str], ridge: float = 0.05, steps: int = 50) -> None:
+    def fit_subwords(self, words: Sequence[str], ridge: float = 0.005, steps: int = 50) -> None:
         """Fit vectors of parts of words to the words' own, by least squares; the words' own stay as they are.
 
         Args:
@@ -380,7 +380,7 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         self.model.learns_context = True
         self.item_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.item_bias else None
         self.noise = UnigramNoise(config.vocab_size, config.noise_power)
-        self.loss = NCELoss(config.objective) if config.objective != "pmi_regression" else None
+        self.loss = NCELoss(config.objective) if config.objective not in ("pmi_regression", "layout") else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

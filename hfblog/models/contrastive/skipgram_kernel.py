@@ -208,15 +208,18 @@ def train_skipgram(
             seed * 1_000_003 + epoch * 1009 + thread,
         )
 
-    bar = tqdm(total=total, initial=int(counter[0]), unit="word", unit_scale=True, desc="Skip-gram", mininterval=1)
+    shown = int(counter[0])
+    bar = tqdm(total=total, initial=shown, unit="word", unit_scale=True, desc="Skip-gram", mininterval=1)
     with bar, ThreadPoolExecutor(threads) as pool:
         for epoch in range(first_epoch, epochs):
             running = [pool.submit(part, thread, epoch) for thread in range(threads)]
-            while wait(running, timeout=1).not_done:
-                bar.update(int(counter[0]) - bar.n)
+            left = True
+            while left:
+                left = wait(running, timeout=1).not_done
+                bar.update(int(counter[0]) - shown)
+                shown = int(counter[0])
             for future in running:
                 future.result()
-            bar.update(int(counter[0]) - bar.n)
             if on_epoch_end is not None:
                 on_epoch_end(epoch + 1)
 
