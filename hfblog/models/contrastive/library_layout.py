@@ -190,7 +190,7 @@ def _smallest(places):
 def _step(places, pairs, door, weights, size, pushes, pulls):
     """A step down the cost that keeps the distances, to first order.
 
-    It minimises the cost, the distances of pairs made linear, plus ``weights |x - places|^2 / (2 size)``, where no pair may come
+    It minimises the cost, the distances of pairs made linear, plus ``weights |x - places|^2 / (2 size)``, no pair coming
     nearer than 1 along the line that it is on now. Who keeps that keeps the distance too. Hildreth's method, 1957: ascent
     by one multiplier at a time. The multipliers, ``pushes`` ``(N, N)`` of pairs and ``pulls`` ``(N, dim)`` of the door, are
     kept from step to step, so that steps end where the multipliers are right.
