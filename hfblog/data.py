@@ -41,6 +41,7 @@ from datasets import (
     get_dataset_config_names,
     load_dataset,
 )
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
 from .models.contrastive import Phrases, find_phrases, join_phrases
@@ -266,11 +267,32 @@ def _load_any(name: str, config_name: str | None, revision: str | None, seed: in
         raise ValueError(f"the folder {name!r} holds no files")
     try:
         return load_dataset(name, name=config_name, revision=revision)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError) and Path(name).is_dir():
+            raise ValueError(_undecodable(Path(name))) from error
+        raise
     except ValueError as error:
         if "Config name is missing" not in str(error):
             raise
         known = ", ".join(get_dataset_config_names(name, revision=revision))
         raise ValueError(f"the data set {name!r} has several configurations; give config_name, one of {known}") from error
+
+
+def _undecodable(folder: Path) -> str:
+    """Where the first text file of a folder is not UTF-8: an error's message."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".txt", ".json", ".jsonl", ".csv", ".tsv"):
+            continue
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    return (
+                        f"{path}, line {number}, byte {error.start + 1}: {line[error.start : error.start + 1]!r} is not UTF-8. "
+                        "Convert the file first, from GB 18030 for instance with: iconv -f gb18030 -t utf-8"
+                    )
+    return f"a file of {folder} is not UTF-8"
 
 
 def _stratify(dataset: Dataset) -> str | None:

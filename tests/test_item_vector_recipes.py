@@ -388,6 +388,12 @@ def test_wrong_items_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_another_encoding_is_named_with_line_and_byte(tmp_path):
+    (tmp_path / "train.txt").write_bytes("第一 行\n".encode() + "ab 行\n".encode("gb18030"))
+    with pytest.raises(ValueError, match=r"train.txt, line 2, byte 4: b'\\xd0' is not UTF-8. Convert"):
+        load_data(str(tmp_path))
+
+
 def test_ratings_and_analogies_come_from_files(words_folder, tmp_path):
     words = WordVectors.from_pretrained(words_folder)
     names = words.frequent(8)
