@@ -437,9 +437,9 @@ def evaluate_law(run: EvaluationRun) -> dict[str, Any]:
                 "unit": f"{layout.min_distance:g} is allowed",
                 "value": layout.smallest_distance(),
             },
-        }
+        } | results
         random_walks = [layout.expected_cost(layout.random_order(seed)) / layout.min_distance for seed in range(100)]
-        baselines = [
+        baselines += [
             {
                 "label": "the most borrowed nearest the door",
                 "walk": layout.expected_cost(layout.by_popularity()) / layout.min_distance,

@@ -264,7 +264,7 @@ def test_shelves_from_recipe_to_card(tmp_path):
     folder = training.train(recipe, tmp_path / "out")
     metrics = evaluation.evaluate(folder)
     found = {key: result["value"] for key, result in metrics["results"].items()}
-    rows = {row["label"]: row["walk"] for row in metrics["comparisons"]}
+    rows = {row["label"]: row["walk"] for row in metrics["comparisons"] if "walk" in row}
     assert found["walk"] < rows["the most borrowed nearest the door"] < rows["in any order, mean of 100"]
     assert found["smallest_distance"] >= 0.99
     model, tokenizer = AutoModelForPreTraining.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -86,7 +86,7 @@ def test_finds_the_places_that_are_known_to_be_best(dim, items, seed):
     joint, popularity, planted = neighbour_law(patch(dim, items), seed)
     layout = LibraryLayout(joint, dim=dim, popularity=popularity).fit(restarts=4, moves=50_000)
     assert layout.positions.shape == (items, dim) and layout.positions.dtype == torch.float64
-    # not item by item as the sites were numbered: who is whose neighbour leaves turns and reflections alone
+    # item by item: no other order has the same neighbours, up to turns and reflections of all of it
     assert procrustes_error(layout.positions, planted) < 0.1
     assert layout.smallest_distance() >= 1 - 1e-6
     assert layout.expected_cost() <= layout.expected_cost(planted) + 1e-6
@@ -98,7 +98,7 @@ def test_finds_the_places_that_are_known_to_be_best(dim, items, seed):
 def test_lattice_search_is_as_good_as_all_orders(dim, seed):
     items, num_sites = 5, 8
     layout = LibraryLayout(random_law(items, 2, seed), dim=dim)
-    # restarts of 1: the door is on a site
+    # the first restart has the door on a site
     layout.fit(restarts=1, moves=20_000, polish_steps=0)
     sites = library_layout._lattice_sites(num_sites, dim, np.zeros(dim))
     orders = np.array(list(itertools.permutations(range(num_sites), items)))
@@ -110,7 +110,7 @@ def test_lattice_search_is_as_good_as_all_orders(dim, seed):
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_descent_leaves_the_lattice_where_that_is_cheaper(dim):
-    # two items alike: the door is best anywhere between them, and three of them around it
+    # three items alike: the door is best amid them, which the first restart's lattice does not have
     layout = LibraryLayout(torch.ones(3, 3).fill_diagonal_(0), dim=dim)
     bound = 1 / math.sqrt(3) + 1
     assert layout.fit(restarts=1, moves=1000, polish_steps=0).expected_cost() > bound + 0.05
