@@ -289,7 +289,7 @@ def _undecodable(folder: Path) -> str:
                     line.decode("utf-8")
                 except UnicodeDecodeError as error:
                     return (
-                        f"{path}, line {number}, byte {error.start + 1}: {line[error.start : error.start + 1]!r} is not UTF-8. "
+                        f"{path}, line {number}, byte {error.start + 1}: {line[error.start : error.start + 1]!r} is no UTF-8. "
                         "Convert the file first, from GB 18030 for instance with: iconv -f gb18030 -t utf-8"
                     )
     return f"a file of {folder} is not UTF-8"
@@ -592,6 +592,7 @@ def encode_words(
     *,
     vocabulary: dict[str, int] | None = None,
     lowercase: bool = False,
+    drop_punctuation: bool = False,
     items_file: str | Path | None = None,
 ) -> EncodedCorpus:
     """Split texts at white space and number their words, in Arrow's compiled loops, a part of the texts at a time.
@@ -603,6 +604,7 @@ def encode_words(
         vocab_size: most words.
         vocabulary: numbers of the words, in place of counting them; others are left out.
         lowercase: whether capitals count as small letters.
+        drop_punctuation: whether whatever is no letter, digit or underscore stands for a space.
         items_file: where the numbers are written, for corpora that are larger than the memory; ``items`` is then this file,
             mapped into memory.
 
@@ -626,7 +628,11 @@ def encode_words(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(items_file, "wb")) if items_file is not None else None
         for batch in _arrow_batches(texts):
-            rows = batch if pa.types.is_large_list(batch.type) else pc.ascii_split_whitespace(pc.utf8_trim_whitespace(batch))
+            rows = batch
+            if not pa.types.is_large_list(batch.type):
+                if drop_punctuation:
+                    batch = pc.replace_substring_regex(batch, r"[^\pL\pN\pM_]+", " ")
+                rows = pc.ascii_split_whitespace(pc.utf8_trim_whitespace(batch))
             words = pc.utf8_lower(rows.flatten()) if lowercase else rows.flatten()
             encoded = words.dictionary_encode()
             known = np.array([codes.setdefault(word, len(codes)) for word in encoded.dictionary.to_pylist()], np.int32)
@@ -713,6 +719,7 @@ def join_phrases_of(
     min_count: int = 20,
     min_pmi: float = 5.0,
     lowercase: bool = True,
+    drop_punctuation: bool = False,
 ) -> DatasetDict:
     """Write ``new_york`` for neighbours that are worth a word of their own (`find_phrases`), found in the training split.
 
@@ -720,11 +727,10 @@ def join_phrases_of(
         column: of texts with spaces between words; it becomes the only one.
         passes: a second one makes phrases of three and four words, and so on.
         min_count, min_pmi: see `find_phrases`.
-        lowercase: whether capitals count as small letters.
+        lowercase, drop_punctuation: see `encode_words`.
     """
-    corpora = {
-        split: encode_words(part[column], min_count=1, lowercase=lowercase) for split, part in splits.items() if len(part)
-    }
+    settings = {"min_count": 1, "lowercase": lowercase, "drop_punctuation": drop_punctuation}
+    corpora = {split: encode_words(part[column], **settings) for split, part in splits.items() if len(part)}
     for _ in range(passes):
         train = corpora["train"]
         found = find_phrases(train.items, train.starts, len(train.words), min_count, min_pmi)

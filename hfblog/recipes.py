@@ -164,6 +164,7 @@ class ItemArguments:
         vocab_size: of words and records: most items, special ones included.
         min_count: of words and records: rarer ones are left out.
         lowercase: of words: whether capitals count as small letters.
+        drop_punctuation: of words: whether whatever is no letter, digit or underscore stands for a space.
         max_length: of words and records, through the Trainer: longer sequences are cut.
         perplexity: of images and vectors: how many neighbours an item has, in effect.
     """
@@ -171,6 +172,7 @@ class ItemArguments:
     vocab_size: int | None = None
     min_count: int = 5
     lowercase: bool = True
+    drop_punctuation: bool = False
     max_length: int = 200
     perplexity: float | int = 30.0
 
@@ -665,7 +667,11 @@ def _build_item_model(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedMode
     else:
         column = _item_column(recipe, train, source)
         tokenizer = train_word_tokenizer(
-            train[column], settings.vocab_size, min_count=settings.min_count, lowercase=settings.lowercase
+            train[column],
+            settings.vocab_size,
+            min_count=settings.min_count,
+            lowercase=settings.lowercase,
+            drop_punctuation=settings.drop_punctuation,
         )
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "unk_token_id", "eos_token_id")}
     return recipe.new_model(recipe.build_config(vocab_size=len(tokenizer), **special)), tokenizer
@@ -692,7 +698,9 @@ def _prepare_items(data: DatasetDict, split: str, recipe: Recipe, tokenizer: Any
     if dataset._indices is not None:
         texts = dataset[:][_item_column(recipe, dataset, source)]
     vocabulary = {word: index for word, index in tokenizer.get_vocab().items() if index not in tokenizer.all_special_ids}
-    corpus = encode_words(texts, vocabulary=vocabulary, lowercase=settings.lowercase)
+    corpus = encode_words(
+        texts, vocabulary=vocabulary, lowercase=settings.lowercase, drop_punctuation=settings.drop_punctuation
+    )
     return SequenceTable(corpus, settings.max_length)
 
 

@@ -1,4 +1,4 @@
-"""python scripts/benchmark_min_entropy_embedding.py FOLDER_OF_ENGLISH --threads 1 2 --seeds 0 1 2
+"""python scripts/benchmark_min_entropy_embedding.py FOLDER_OF_ENGLISH --drop-punctuation --seeds 0 1 2
 python scripts/benchmark_min_entropy_embedding.py chinese-news FOLDER_OF_CHINESE --segment --similarity RATINGS --seeds 0 1 2
 
 Skip-gram with negative sampling beside gensim's Word2Vec (pip install -e '.[bench]'): the same corpus, dimensions, window,
@@ -38,6 +38,8 @@ def lowered(arguments: dict[str, Any]) -> Any:
         splits = NAMED_DATA[name]() if name in NAMED_DATA else load_dataset(name)
         for data in splits.values():
             texts = pc.utf8_lower(data.data[text_column_of(data)]).combine_chunks()
+            if arguments["drop_punctuation"]:
+                texts = pc.replace_substring_regex(texts, r"[^\pL\pN_]+", " ")
             parts.append(segmented(texts) if arguments["segment"] and name not in NAMED_DATA else texts)
     texts = pa.chunked_array([part.cast(pa.large_string()) for part in parts])
     return texts[: arguments["max_texts"]] if arguments["max_texts"] else texts
@@ -140,6 +142,7 @@ def run(way: str, arguments: dict[str, Any], seed: int, threads: int, folder: st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="names, Hub ids or local folders with a column of texts; all of them together")
+    parser.add_argument("--drop-punctuation", action="store_true", help="words are runs of letters and digits")
     parser.add_argument("--segment", action="store_true", help="segment the texts of folders and Hub ids by jieba")
     parser.add_argument(
         "--similarity", nargs="+", default=ENGLISH, help="files of rated pairs, between tabs; those of gensim by default"

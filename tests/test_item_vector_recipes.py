@@ -14,7 +14,15 @@ from test_contrastive_recipes import run_snippets_as
 from test_training import TINY, tiny, tiny_model
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
-from hfblog import WordVectors, evaluation, evaluation_item_vectors, recipes, reference_points, training
+from hfblog import (
+    WordVectors,
+    evaluation,
+    evaluation_item_vectors,
+    recipes,
+    reference_points,
+    train_word_tokenizer,
+    training,
+)
 from hfblog.data import PairTable, SequenceTable, encode_words, join_phrases_of, load_data
 
 WORDS = {
@@ -323,6 +331,13 @@ def test_texts_are_encoded_the_same_from_anywhere(tmp_path, monkeypatch):
     known = encode_words(texts, vocabulary={word: place for place, word in enumerate(some)})
     assert set(known.items) <= set(range(20)) and known.counts.tolist() == whole.counts[:20].tolist()
     assert encode_words(["Ab aB", "ab"], 3, lowercase=True).words == ["ab"]
+    marked = ["It's “so”, new_york: 3.5 – naïve!", "新词，旧词。"]
+    split = encode_words(marked, 1, drop_punctuation=True, lowercase=True)
+    tokenizer = train_word_tokenizer(marked, drop_punctuation=True, lowercase=True)
+    for place, text in enumerate(marked):
+        words = [split.words[item] for item in split.items[split.starts[place] : split.starts[place + 1]]]
+        assert words == tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+        assert words == [["it", "s", "so", "new_york", "3", "5", "naïve"], ["新词", "旧词"]][place]
     with pytest.raises(ValueError, match="no word of the corpus occurs min_count=2 times"):
         encode_words(["a b c"], 2)
     with pytest.raises(ValueError, match="no word of the corpus"):
@@ -390,7 +405,7 @@ def test_wrong_items_are_named(tmp_path):
 
 def test_a_file_in_another_encoding_is_named_with_line_and_byte(tmp_path):
     (tmp_path / "train.txt").write_bytes("第一 行\n".encode() + "ab 行\n".encode("gb18030"))
-    with pytest.raises(ValueError, match=r"train.txt, line 2, byte 4: b'\\xd0' is not UTF-8. Convert"):
+    with pytest.raises(ValueError, match=r"train.txt, line 2, byte 4: b'\\xd0' is no UTF-8. Convert"):
         load_data(str(tmp_path))
 
 

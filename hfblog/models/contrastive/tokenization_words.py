@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+
+# Runs of characters that are no part of a word; to Python, to tokenizers and to Arrow alike.
+NO_WORD = r"[^\w]+"
 
 
 def train_word_tokenizer(
@@ -18,6 +22,7 @@ def train_word_tokenizer(
     *,
     min_count: int = 1,
     lowercase: bool = False,
+    drop_punctuation: bool = False,
     keep_order: bool = False,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
@@ -30,6 +35,7 @@ def train_word_tokenizer(
         vocab_size: at most so many tokens, special ones included.
         min_count: a word that is rarer is left out.
         lowercase: whether capitals count as small letters, in the corpus and ever after.
+        drop_punctuation: whether whatever is no letter, digit or underscore stands for a space, in the corpus and ever after.
         keep_order: whether words are numbered as they appear, and not by frequency.
         model_max_length: where the tokenizer truncates.
 
@@ -50,7 +56,10 @@ def train_word_tokenizer(
         raise ValueError(f"vocab_size={vocab_size} must exceed the {len(SPECIAL_TOKENS)} special tokens")
     counts: Counter[str] = Counter()
     for text in texts:
-        words = text.split() if isinstance(text, str) else text
+        if isinstance(text, str):
+            words = (re.sub(NO_WORD, " ", text) if drop_punctuation else text).split()
+        else:
+            words = text
         counts.update([word.lower() for word in words] if lowercase else words)
     for token in SPECIAL_TOKENS.values():
         counts.pop(token, None)
@@ -64,8 +73,10 @@ def train_word_tokenizer(
     vocabulary = (special + words)[:vocab_size]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
+    steps = [normalizers.Replace(Regex(NO_WORD), " ")] if drop_punctuation else []
+    steps += [normalizers.Lowercase()] if lowercase else []
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
     settings = {} if model_max_length is None else {"model_max_length": model_max_length}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
