@@ -58,7 +58,7 @@ class WordVectors:
             )
         self.words: list[str] = [word for word in sorted(vocabulary, key=vocabulary.get) if word not in special]
         self.ids = {word: vocabulary[word] for word in self.words}
-        self._lowers = getattr(tokenizer.backend_tokenizer, "normalizer", None) is not None
+        self._normalizer = tokenizer.backend_tokenizer.normalizer
 
     # --- where they come from and go to ---
 
@@ -133,10 +133,15 @@ class WordVectors:
         return self._find(word) is not None
 
     def _find(self, word: str) -> int | None:
-        for form in (word, word.lower() if self._lowers else word, word.replace(" ", "_")):
+        normal = self._normalized(word)
+        for form in (word, normal, normal.replace(" ", "_")):
             if form in self.ids:
                 return self.ids[form]
         return None
+
+    def _normalized(self, word: str) -> str:
+        """As the tokenizer has it, in small letters for instance."""
+        return word if self._normalizer is None else self._normalizer.normalize_str(word).strip()
 
     def id_of(self, word: str) -> int:
         """The number of a word.
@@ -172,8 +177,8 @@ class WordVectors:
         ids = torch.tensor([index or 0 for index in found], device=self.model.device)
         vectors = self.model.vectors(ids).detach().float().cpu()
         if unknown:
-            lower = [words[place].lower() if self._lowers else words[place] for place in unknown]
-            vectors[unknown] = self.model.compose_words(lower).float().cpu()
+            parts_of = [self._normalized(words[place]) for place in unknown]
+            vectors[unknown] = self.model.compose_words(parts_of).float().cpu()
         return vectors
 
     def fit_subwords(self, **settings: Any) -> None:
