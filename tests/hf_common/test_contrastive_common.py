@@ -14,7 +14,15 @@ from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.testing_utils import torch_device
 
-from hfblog import NCEDensityConfig, NCEDensityModel, NCEForCausalLM, NCELMConfig
+from hfblog import (
+    MinEntropyEmbeddingConfig,
+    MinEntropyEmbeddingForPreTraining,
+    MinEntropyEmbeddingModel,
+    NCEDensityConfig,
+    NCEDensityModel,
+    NCEForCausalLM,
+    NCELMConfig,
+)
 
 pytestmark = pytest.mark.hf_suite
 
@@ -160,3 +168,44 @@ class NCEPointsTester(NCEDensityTester):
 
 class NCEPointsTest(NCEDensityTest):
     model_tester_class = NCEPointsTester
+
+
+class MinEntropyEmbeddingTester(ModelTester):
+    model_classes = (MinEntropyEmbeddingModel, MinEntropyEmbeddingForPreTraining)
+    common_properties = ("hidden_size",)
+    has_text_modality = True
+    seq_length = 7
+    settings: ClassVar[dict[str, Any]] = {
+        "vocab_size": 99,
+        "embedding_dim": 16,
+        "num_noise_samples": 3,
+        "window_size": 2,
+        "subsample": 0.0,
+        "item_bias": True,
+        "num_subwords": 20,
+        "output_vectors": "sum",
+    }
+
+    def get_inputs(self, config: MinEntropyEmbeddingConfig) -> dict[str, Tensor]:
+        ids = torch.randint(config.vocab_size, (self.batch_size, self.seq_length), device=torch_device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class MinEntropyEmbeddingTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
+    model_tester_class = MinEntropyEmbeddingTester
+    has_attentions = False
+    # Noise, bias and context vectors have one entry an item: a vocabulary is settled before training.
+    test_resize_embeddings = False
+
+    @unittest.skip("one layer: the vectors are the output")
+    def test_hidden_states_output(self) -> None:
+        pass
+
+    @unittest.skip("one layer: the vectors are the output")
+    def test_retain_grad_hidden_states_attentions(self) -> None:
+        pass
+
+    def test_training(self) -> None:
+        # vectors alone have no loss
+        self.all_model_classes = (MinEntropyEmbeddingForPreTraining,)
+        super().test_training()
