@@ -20,10 +20,12 @@ from torch import Tensor
 
 try:  # in a try block: transformers demands every other import of a repository's code, and this may be missing
     from numba import njit
+
+    COMPILED = True
 except ImportError:
+    COMPILED = False  # places that are there can be measured and drawn; only `fit` needs the loops
 
     def njit(**settings):
-        """Without numba the same loops run in Python, some hundred times as long."""
         return lambda function: function
 
 
@@ -401,8 +403,11 @@ class LibraryLayout:
             The layout itself.
 
         Raises:
+            ImportError: numba is missing, without which this takes hours.
             ValueError: `restarts` is below 1, or `moves`, `polish_steps` or `seed` is negative.
         """
+        if not COMPILED:
+            raise ImportError("the compiled loops need numba: pip install numba")
         if restarts < 1:
             raise ValueError(f"restarts must be 1 or above, got {restarts}")
         for name, number in (("moves", moves), ("polish_steps", polish_steps), ("seed", seed)):
