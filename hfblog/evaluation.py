@@ -37,7 +37,7 @@ from .recipes import (
     load_data_of,
     load_processor,
     load_recipe,
-    prepare_split,
+    prepare_splits,
     registered_models,
 )
 from .tables import comparison_table, read_comparisons
@@ -79,7 +79,7 @@ def evaluate(
     splits = load_data_of(recipe)
     if arguments.split not in splits:
         raise ValueError(f"evaluation.split={arguments.split!r} must be one of {', '.join(splits)}")
-    prepared = {split: prepare_split(splits, split, recipe, processor) for split in splits}
+    prepared = prepare_splits(splits, splits, recipe, processor)
 
     run = EvaluationRun(model, processor, splits, prepared, arguments, folder, recipe, with_baselines)
     measured = find_evaluator(model)(run)

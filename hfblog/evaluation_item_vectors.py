@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from .data import PairTable, SequenceTable, item_source
 from .models.contrastive import (
-    LibraryLayout,
     MinEntropyEmbeddingConfig,
     MinEntropyEmbeddingForPreTraining,
     ReferencePoints,
@@ -75,12 +74,13 @@ def corpus_law(model: MinEntropyEmbeddingForPreTraining, table: SequenceTable) -
 def evaluate_words(run: EvaluationRun) -> dict[str, Any]:
     model, tokenizer, arguments = run.model, run.processor, run.arguments
     points = model.reference_points(corpus_law(model, run.prepared["train"]))
-    held_out = model.expected_cost(corpus_law(model, run.prepared[arguments.split]).to(model.device)).item()
-    unigram = unigram_cost(model, corpus_law(model, run.prepared[arguments.split]))
+    held_out_law = corpus_law(model, run.prepared[arguments.split])
+    held_out = model.expected_cost(held_out_law.to(model.device)).item()
+    unigram = unigram_cost(model, held_out_law)
     results = point_results(points)
     results["held_out_cost"] = {"label": f"expected cost on the {arguments.split} split", "unit": "nats", "value": held_out}
     words = WordVectors(model.model, tokenizer)
-    judges = word_judges(run, words)
+    judges = word_judges(run)
     results |= {
         name: {"label": judge.label, "unit": judge.unit, "value": judge.measure(words)} for name, judge in judges.items()
     }
@@ -88,24 +88,20 @@ def evaluate_words(run: EvaluationRun) -> dict[str, Any]:
         {"label": "frequencies of the training words", "cost": points.unigram, "held_out_cost": unigram, "explained": 0.0}
     ]
     if run.with_baselines and judges:
-        torch.manual_seed(arguments.seed)
-        rivals = {
-            "random vectors": WordVectors.from_words(words.words, np.random.default_rng(0).normal(size=(len(words), 50)))
-        }
-        if (name := peer_vectors(run)) is not None:
-            rivals |= name
+        random = np.random.default_rng(0).normal(size=(len(words), 50))
+        rivals = {"random vectors": WordVectors.from_words(words.words, random)} | peer_vectors(run)
         for label, rival in rivals.items():
             baselines.append({"label": label} | {key: judge.measure(rival) for key, judge in judges.items()})
     samples = [
         {"text": f"{word}: {', '.join(near for near, _ in words.most_similar(word, top_k=8))}"}
-        for word in example_words(words, model, arguments.num_samples)
+        for word in example_words(words, arguments.num_samples)
     ]
     if model.config.num_subwords:
         results["unknown_words"] = unknown_word_result(words)
     notes = [
         "The cost is that of the softmax over all words; the law is that of the training windows, with frequent words thinned "
         "out as in training. Its conditional entropy knows every pair that occurs once: no model of new text comes near it.",
-        *(f"{judge.label}: {judge.coverage(words)}" for judge in judges.values() if judge.coverage(words)),
+        *(f"{judge.label}: {judge.coverage(words)}" for judge in judges.values()),
     ]
     return {
         "description": f"{int(run.prepared['train'].corpus.counts.sum()):,} words of training text, {len(words):,} different.",
@@ -114,7 +110,7 @@ def evaluate_words(run: EvaluationRun) -> dict[str, Any]:
         "notes": notes,
         "exactness": [],
         "samples": samples,
-        "pictures": word_map(words, run),
+        "pictures": word_map(words, judges.get("same_pos"), run),
     }
 
 
@@ -126,12 +122,11 @@ def unigram_cost(model: MinEntropyEmbeddingForPreTraining, law: Tensor) -> float
     return -(mass / mass.sum() * (frequencies / frequencies.sum()).log()).sum().item()
 
 
-def example_words(words: WordVectors, model: MinEntropyEmbeddingForPreTraining, count: int) -> list[str]:
+def example_words(words: WordVectors, count: int) -> list[str]:
     """Words at even distances in the order of frequency, from the hundredth to the three-thousandth: nobody chose them."""
-    order = model.noise.counts.argsort(descending=True, stable=True).tolist()
-    last = min(3000, len(order) // 2)
+    last = min(3000, len(words) // 2)
     first = min(100, last // 2)
-    return [words.words[order[place]] for place in np.linspace(first, last, min(count, last)).astype(int)]
+    return [words.words[place] for place in np.linspace(first, last, min(count, last)).astype(int)]
 
 
 @dataclass
@@ -201,20 +196,23 @@ class PartOfSpeech:
     neighbours: int
     unit: str = "share"
 
+    def known(self, words: WordVectors) -> list[str]:
+        return [word for word in words.frequent() if word in self.tags][:5000]
+
     def measure(self, words: WordVectors) -> float:
-        known = [word for word in words.frequent() if word in self.tags][:5000]
+        known = self.known(words)
         table = F.normalize(words.vectors(known), dim=-1)
         near = (table @ table.T).fill_diagonal_(-math.inf).topk(min(self.neighbours, len(known) - 1)).indices
         tags = np.array([self.tags[word] for word in known])
         return float((tags[near.numpy()] == tags[:, None]).mean())
 
     def coverage(self, words: WordVectors) -> str:
-        known = [self.tags[word] for word in words.frequent() if word in self.tags][:5000]
-        shares = np.unique(known, return_counts=True)[1] / max(1, len(known))
+        tags = [self.tags[word] for word in self.known(words)]
+        shares = np.unique(tags, return_counts=True)[1] / max(1, len(tags))
         return f"two words of these have one part of speech with chance {float((shares**2).sum()):.3f}."
 
 
-def word_judges(run: EvaluationRun, words: WordVectors) -> dict[str, Similarity | Analogies | PartOfSpeech]:
+def word_judges(run: EvaluationRun) -> dict[str, Similarity | Analogies | PartOfSpeech]:
     """What the vectors are measured by, by the recipe and the data."""
     arguments, lower = run.arguments, run.recipe.processor.get("lowercase", True)
     judges: dict[str, Similarity | Analogies | PartOfSpeech] = {}
@@ -256,15 +254,15 @@ def _lines(name: str, lower: bool) -> list[str]:
     return [line for line in (text.lower() if lower else text).splitlines() if line.strip()]
 
 
-def peer_vectors(run: EvaluationRun) -> dict[str, WordVectors] | None:
-    """gensim's Word2Vec with the settings of the recipe, where gensim is installed and the model is a skip-gram."""
+def peer_vectors(run: EvaluationRun) -> dict[str, WordVectors]:
+    """gensim's Word2Vec with the settings of the recipe, by its name; nothing where gensim is not there or no twin of it."""
     config: MinEntropyEmbeddingConfig = run.model.config
     if (config.cost, config.objective, config.tie_context, config.window_size is None) != ("dot", "neg", False, False):
-        return None
+        return {}
     try:
         import gensim
     except ImportError:
-        return None
+        return {}
     corpus, training = run.prepared["train"].corpus, run.recipe.training
     names = np.array(run.processor.convert_ids_to_tokens(list(range(config.vocab_size))), dtype=object)
     sentences = [list(names[corpus.items[a:b]]) for a, b in zip(corpus.starts[:-1], corpus.starts[1:], strict=True)]
@@ -315,12 +313,9 @@ def unknown_word_result(words: WordVectors, share: float = 0.05, top_k: int = 10
     }
 
 
-def word_map(words: WordVectors, run: EvaluationRun) -> list[dict[str, str]]:
+def word_map(words: WordVectors, speech: PartOfSpeech | None, run: EvaluationRun) -> list[dict[str, str]]:
     shown = words.frequent(run.arguments.map_words + 100)[100:] or words.frequent(run.arguments.map_words)
-    groups = None
-    if "pos_tags" in run.splits["train"].column_names:
-        tags = word_judges(run, words)["same_pos"].tags
-        groups = [tags.get(word, "") for word in shown]
+    groups = None if speech is None else [speech.tags.get(word, "") for word in shown]
     words.picture(run.folder / "map.png", shown, groups, seed=run.arguments.seed)
     caption = f"{len(shown)} words, from the hundredth most frequent on, in a map by the t-SNE cost"
     return [{"file": "map.png", "caption": caption + (", coloured by part of speech" if groups else "")}]
@@ -355,7 +350,6 @@ def evaluate_map(run: EvaluationRun) -> dict[str, Any]:
     } | results
     baselines = []
     if run.with_baselines:
-        start = time.perf_counter()
         baselines.append({"label": "principal components"} | measures(PCA(positions.shape[1]).fit_transform(features)))
         perplexity = run.recipe.processor.get("perplexity", 30.0)
         start = time.perf_counter()
@@ -420,11 +414,10 @@ def evaluate_law(run: EvaluationRun) -> dict[str, Any]:
     results = point_results(model.reference_points(table.joint))
     baselines: list[dict[str, Any]] = [{"label": "frequencies", "cost": results["unigram"]["value"], "explained": 0.0}]
     pictures = []
-    borrowed = (model.noise.counts > 1).nonzero()[:, 0].cpu()
+    borrowed = model.occurring_items()
     names = [tokenizer.convert_ids_to_tokens(index) for index in borrowed.tolist()]
     if model.config.objective == "layout":
-        books = table.joint.to_dense()[borrowed][:, borrowed]
-        layout = LibraryLayout(books, model.config.embedding_dim, float(model.config.min_distance))
+        layout = model.library_layout(table.joint)
         layout.positions = model.model.vectors(borrowed).detach().double().cpu()
         results = {
             "walk": {

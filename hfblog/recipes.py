@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -374,7 +375,6 @@ class ItemVectorEvaluationArguments(EvaluationArguments):
         neighbours: of images and vectors: neighbours in trustworthiness.
     """
 
-    batch_size: int = 256
     similarity: list[str] = field(default_factory=list)
     analogies: list[str] = field(default_factory=list)
     analogy_candidates: int = 30_000
@@ -694,9 +694,8 @@ def _prepare_items(data: DatasetDict, split: str, recipe: Recipe, tokenizer: Any
         return PairTable(law, features)
     if source == "pairs":
         return prepare_pairs(dataset, tokenizer)
-    texts = dataset.data[_item_column(recipe, dataset, source)]
-    if dataset._indices is not None:
-        texts = dataset[:][_item_column(recipe, dataset, source)]
+    column = _item_column(recipe, dataset, source)
+    texts = dataset.select_columns(column).with_format("arrow")[:][column]
     vocabulary = {word: index for word, index in tokenizer.get_vocab().items() if index not in tokenizer.all_special_ids}
     corpus = encode_words(
         texts, vocabulary=vocabulary, lowercase=settings.lowercase, drop_punctuation=settings.drop_punctuation
@@ -791,6 +790,13 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
         max_length=text.max_length,
         split_long=text.split_long,
     )
+
+
+def prepare_splits(data: DatasetDict, names: Iterable[str], recipe: Recipe, processor: Any) -> dict[str, Any]:
+    """Splits by their names, see `prepare_split`; where the examples themselves are the items, one law of all of them."""
+    if recipe.learns_items and item_source(data["train"]) == "features":
+        return dict.fromkeys(names, prepare_split(data, "train", recipe, processor))
+    return {split: prepare_split(data, split, recipe, processor) for split in names}
 
 
 def data_collator(recipe: Recipe, processor: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import tqdm
 
 from . import hub
@@ -32,7 +33,7 @@ from .recipes import (
     command_line,
     data_collator,
     load_data_of,
-    prepare_split,
+    prepare_splits,
 )
 
 CHECKPOINTS = "checkpoints"
@@ -279,7 +280,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         data = load_data_of(recipe)
         transformers.set_seed(arguments.seed)
         model, processor = build(recipe, data)
-        prepared = {split: prepare_split(data, split, recipe, processor) for split in ("train", "validation")}
+        prepared = prepare_splits(data, ("train", "validation"), recipe, processor)
 
     if arguments.loop_threads:
         return train_in_loops(recipe, model, processor, prepared["train"], arguments, output_dir, overwrite)
@@ -324,9 +325,6 @@ def write_records(recipe: Recipe, record: dict[str, Any], output_dir: Path) -> N
     hub.write_card(output_dir)
 
 
-PROGRESS_FILE = "progress.json"
-
-
 def train_in_loops(
     recipe: Recipe,
     model: PreTrainedModel,
@@ -367,17 +365,13 @@ def train_in_loops(
     else:
         epochs = math.ceil(arguments.num_train_epochs)
         if resume:
-            folder = Path(resume) if isinstance(resume, str) else _last_checkpoint(output_dir)
-            done = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["epochs"]
-            model = type(model).from_pretrained(folder)
+            checkpoint = Path(resume if isinstance(resume, str) else get_last_checkpoint(str(output_dir / CHECKPOINTS)))
+            done = int(checkpoint.name.rpartition("-")[2])
+            model = type(model).from_pretrained(checkpoint)
 
         def save_epoch(epoch: int) -> None:
-            folder = output_dir / CHECKPOINTS / f"checkpoint-{epoch}"
-            model.save_pretrained(folder)
-            (folder / PROGRESS_FILE).write_text(json.dumps({"epochs": epoch}), encoding="utf-8")
-            for old in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
-                if int(old.name.rpartition("-")[2]) < epoch:
-                    shutil.rmtree(old)
+            model.save_pretrained(output_dir / CHECKPOINTS / f"checkpoint-{epoch}")
+            shutil.rmtree(output_dir / CHECKPOINTS / f"checkpoint-{epoch - 1}", ignore_errors=True)
 
         model.fit_corpus(
             (dataset.corpus.items, dataset.corpus.starts),
@@ -405,10 +399,6 @@ def train_in_loops(
     } | record
     write_records(recipe, record, output_dir)
     return output_dir
-
-
-def _last_checkpoint(output_dir: Path) -> Path:
-    return max((output_dir / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:

@@ -230,7 +230,9 @@ def test_unknown_names():
         load_data("digts")
     with pytest.raises(ValueError, match="'mnist5k'.*did you mean 'mnist-5k'"):
         load_data("mnist5k")
-    with pytest.raises(ValueError, match="'zzz'.*known: chinese-news, chinese-reviews, digits, double-well, les-miserables, mnist-5k"):
+    with pytest.raises(
+        ValueError, match="'zzz'.*known: chinese-news, chinese-reviews, digits, double-well, les-miserables, mnist-5k"
+    ):
         load_data("zzz")
 
 

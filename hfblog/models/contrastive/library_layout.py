@@ -1,7 +1,6 @@
 """Shelves of least walking: the constrained problem in the plane and in space that word vectors are explained by.
 
-Su Jianlin 2018, https://kexue.fm/archives/6191. Simulated annealing: Kirkpatrick, Gelatt and Vecchi 1983. Random numbers:
-Marsaglia's xorshift, 2003.
+Su Jianlin 2018, https://kexue.fm/archives/6191. Simulated annealing: Kirkpatrick, Gelatt and Vecchi 1983.
 """
 
 from __future__ import annotations
@@ -18,16 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-try:  # in a try block: transformers demands every other import of a repository's code, and this may be missing
-    from numba import njit
-
-    COMPILED = True
-except ImportError:
-    COMPILED = False  # places that are there can be measured and drawn; only `fit` needs the loops
-
-    def njit(**settings):
-        return lambda function: function
-
+# Without compiled loops, positions that are there can be measured and drawn; only `fit` needs them.
+from .xorshift import COMPILED, njit, random_bits, random_state
 
 __all__ = ["LibraryLayout"]
 
@@ -54,24 +45,13 @@ LARGEST_PICTURE, LINES_AN_ITEM = 200_000, 2
 
 
 @njit(cache=True)
-def _random(state):
-    """A number of 53 random bits, of 64 in ``state[0]``."""
-    x = state[0]
-    x ^= x << np.uint64(13)
-    x ^= x >> np.uint64(7)
-    x ^= x << np.uint64(17)
-    state[0] = x
-    return x >> np.uint64(11)
-
-
-@njit(cache=True)
 def _uniform(state):
-    return _random(state) * (1.0 / 9007199254740992.0)
+    return random_bits(state) * (1.0 / 9007199254740992.0)
 
 
 @njit(cache=True)
 def _below(state, number):
-    return np.int64(_random(state) % np.uint64(number))
+    return np.int64(random_bits(state) % np.uint64(number))
 
 
 @njit(cache=True)
@@ -121,9 +101,9 @@ def _descend(distances, radii, pairs, door, site_of, item_at):
 @njit(cache=True)
 def _anneal(distances, radii, pairs, cumulative, near, door, site_of, item_at, moves, hottest, coldest, seed):
     """Simulated annealing of which item is on which site; ``site_of`` and ``item_at`` are shuffled first."""
-    state = np.array([np.uint64(seed) * np.uint64(2654435769) + np.uint64(88172645463325252)], dtype=np.uint64)
+    state = random_state(seed)
     for _ in range(16):
-        _random(state)
+        random_bits(state)
     items, sites = len(site_of), len(item_at)
     item_at[:] = -1
     for a in range(items):
@@ -145,7 +125,7 @@ def _anneal(distances, radii, pairs, cumulative, near, door, site_of, item_at, m
             temperature *= cooling
             a = _below(state, items)
             total = cumulative[a, items - 1]
-            if total > 0 and _random(state) % np.uint64(2):
+            if total > 0 and random_bits(state) % np.uint64(2):
                 # next to an item that it is borrowed with, which a random site seldom is
                 b = min(np.searchsorted(cumulative[a], _uniform(state) * total, side="right"), items - 1)
                 site = near[site_of[b], _below(state, near.shape[1])]

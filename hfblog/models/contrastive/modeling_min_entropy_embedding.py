@@ -559,14 +559,9 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
         law = law / law.values().sum()
         self.fit_noise(law_counts(law), smoothing=1)
         if config.objective == "layout":
-            from .library_layout import LibraryLayout
-
-            # what nobody borrows needs no shelf: it stays at the door
-            borrowed = (self.noise.counts > 1).nonzero()[:, 0].cpu()
-            books = law.to_dense()[borrowed][:, borrowed]
-            layout = LibraryLayout(books, config.embedding_dim, float(config.min_distance)).fit(seed=seed)
+            layout = self.library_layout(law).fit(seed=seed)
             self.model.embeddings.weight.zero_()
-            self.model.embeddings.weight[borrowed] = layout.positions.to(self.dtype)
+            self.model.embeddings.weight[self.occurring_items()] = layout.positions.to(self.dtype)
             return self.reference_points(joint)
         if config.tie_context and config.cost in ("l2", "student_t") and not config.item_bias and config.exclude_self:
             self._descend_in_loops(law, steps or 750, learning_rate, threads, callback)
@@ -583,6 +578,18 @@ class MinEntropyEmbeddingForPreTraining(MinEntropyPreTrainedModel):
                 if callback is not None and (step + 1) % 50 == 0:
                     callback(step + 1, cost.item())
         return self.reference_points(joint)
+
+    def occurring_items(self) -> Tensor:
+        """Ids of the items that were seen, ``(n,)``: every other one has the count 1 that smoothing gave it."""
+        return (self.noise.counts > 1).nonzero()[:, 0].cpu()
+
+    def library_layout(self, joint: Tensor) -> Any:
+        """The [`LibraryLayout`] problem of the items that occur: what nobody borrows needs no shelf, and stays at the door."""
+        from .library_layout import LibraryLayout
+
+        items = self.occurring_items()
+        books = joint.to_dense()[items][:, items]
+        return LibraryLayout(books, self.config.embedding_dim, float(self.config.min_distance))
 
     def _descend_in_loops(self, law: Tensor, steps: int, learning_rate: float | None, threads: int, callback: Any) -> None:
         from .map_kernel import MapProblem, descend_map

@@ -18,6 +18,8 @@ try:  # in a try block: transformers demands every other import of a repository'
 except ImportError as error:
     raise ImportError("the compiled loops need numba: pip install numba") from error
 
+from .xorshift import random_bits, random_state
+
 # Beyond it the sigmoid is 0 or 1 to all that matters.
 LARGEST_LOGIT = 8.0
 TABLE_SIZE = 4096
@@ -25,19 +27,8 @@ SIGMOIDS = (1 / (1 + np.exp(-((np.arange(TABLE_SIZE) + 0.5) / TABLE_SIZE * 2 - 1
 
 
 @numba.njit(fastmath=True, nogil=True, cache=True, boundscheck=False)
-def _random(state):
-    """Marsaglia's xorshift, 64 bits in ``state[0]``."""
-    x = state[0]
-    x ^= x << np.uint64(13)
-    x ^= x >> np.uint64(7)
-    x ^= x << np.uint64(17)
-    state[0] = x
-    return x >> np.uint64(11)  # 53 bits
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True, boundscheck=False)
 def _uniform(state):
-    return np.float32(_random(state) * (1.0 / 9007199254740992.0))
+    return np.float32(random_bits(state) * (1.0 / 9007199254740992.0))
 
 
 @numba.njit(fastmath=True, nogil=True, cache=True, boundscheck=False)
@@ -47,9 +38,9 @@ def _train(
     """Sentences ``first`` to ``last``; ``counter[0]`` holds the words that all threads have seen."""
     size = v.shape[1]
     vocabulary = np.uint64(v.shape[0])
-    state = np.array([np.uint64(seed) * np.uint64(2654435769) + np.uint64(88172645463325252)], dtype=np.uint64)
+    state = random_state(seed)
     for _ in range(8):
-        _random(state)
+        random_bits(state)
     longest = 1
     for s in range(first, last):
         longest = max(longest, starts[s + 1] - starts[s])
@@ -73,7 +64,7 @@ def _train(
         counter[0] += end - begin
         rate = np.float32(rates[0] + (rates[1] - rates[0]) * min(1.0, counter[0] / total))
         for centre in range(count):
-            reach = window if whole else 1 + np.int64(_random(state) % np.uint64(window))
+            reach = window if whole else 1 + np.int64(random_bits(state) % np.uint64(window))
             low, high = max(0, centre - reach), min(count, centre + reach + 1)
             if high - low < 2:
                 continue
@@ -85,7 +76,7 @@ def _train(
             outs[0] = sentence[centre]
             drawn = 1
             for _ in range(k):
-                word = np.int64(_random(state) % vocabulary)
+                word = np.int64(random_bits(state) % vocabulary)
                 if _uniform(state) >= noise_keep[word]:
                     word = noise_alias[word]
                 if word != outs[0]:
