@@ -46,6 +46,7 @@ from PIL import Image as PILImage
 
 from .models.contrastive import Phrases, find_phrases, join_phrases
 from .models.contrastive.modeling_min_entropy_embedding import count_items, law_counts
+from .models.contrastive.tokenization_words import NO_WORD
 
 IN_MEMORY_BYTES = 2 * 2**30
 
@@ -631,7 +632,7 @@ def encode_words(
             rows = batch
             if not pa.types.is_large_list(batch.type):
                 if drop_punctuation:
-                    batch = pc.replace_substring_regex(batch, r"[^\pL\pN\pM_]+", " ")
+                    batch = pc.replace_substring_regex(batch, NO_WORD, " ")
                 rows = pc.ascii_split_whitespace(pc.utf8_trim_whitespace(batch))
             words = pc.utf8_lower(rows.flatten()) if lowercase else rows.flatten()
             encoded = words.dictionary_encode()

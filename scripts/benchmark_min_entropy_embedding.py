@@ -32,6 +32,7 @@ def lowered(arguments: dict[str, Any]) -> Any:
     from datasets import load_dataset
 
     from hfblog.data import NAMED_DATA, text_column_of
+    from hfblog.models.contrastive.tokenization_words import NO_WORD
 
     parts = []
     for name in arguments["data"]:
@@ -39,7 +40,7 @@ def lowered(arguments: dict[str, Any]) -> Any:
         for data in splits.values():
             texts = pc.utf8_lower(data.data[text_column_of(data)]).combine_chunks()
             if arguments["drop_punctuation"]:
-                texts = pc.replace_substring_regex(texts, r"[^\pL\pN_]+", " ")
+                texts = pc.replace_substring_regex(texts, NO_WORD, " ")
             parts.append(segmented(texts) if arguments["segment"] and name not in NAMED_DATA else texts)
     texts = pa.chunked_array([part.cast(pa.large_string()) for part in parts])
     return texts[: arguments["max_texts"]] if arguments["max_texts"] else texts

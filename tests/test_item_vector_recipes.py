@@ -331,13 +331,13 @@ def test_texts_are_encoded_the_same_from_anywhere(tmp_path, monkeypatch):
     known = encode_words(texts, vocabulary={word: place for place, word in enumerate(some)})
     assert set(known.items) <= set(range(20)) and known.counts.tolist() == whole.counts[:20].tolist()
     assert encode_words(["Ab aB", "ab"], 3, lowercase=True).words == ["ab"]
-    marked = ["It's “so”, new_york: 3.5 – naïve!", "新词，旧词。"]
+    marked = ["It's “so”, new_york: 3.5 – naïve!", "新词，旧词。", "a²b cafe\u0301 ½"]
     split = encode_words(marked, 1, drop_punctuation=True, lowercase=True)
     tokenizer = train_word_tokenizer(marked, drop_punctuation=True, lowercase=True)
     for place, text in enumerate(marked):
         words = [split.words[item] for item in split.items[split.starts[place] : split.starts[place + 1]]]
         assert words == tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
-        assert words == [["it", "s", "so", "new_york", "3", "5", "naïve"], ["新词", "旧词"]][place]
+        assert words == [["it", "s", "so", "new_york", "3", "5", "naïve"], ["新词", "旧词"], ["a²b", "cafe", "½"]][place]
     with pytest.raises(ValueError, match="no word of the corpus occurs min_count=2 times"):
         encode_words(["a b c"], 2)
     with pytest.raises(ValueError, match="no word of the corpus"):

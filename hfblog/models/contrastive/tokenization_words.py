@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 
-# Runs of characters that are no part of a word; to Python, to tokenizers and to Arrow alike.
-NO_WORD = r"[^\w]+"
+# Runs of characters that are no part of a word, as tokenizers and Arrow read it alike; what they call \w differs.
+NO_WORD = r"[^\p{L}\p{N}_]+"
 
 
 def train_word_tokenizer(
@@ -54,10 +53,13 @@ def train_word_tokenizer(
     """
     if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"vocab_size={vocab_size} must exceed the {len(SPECIAL_TOKENS)} special tokens")
+    steps = [normalizers.Replace(Regex(NO_WORD), " ")] if drop_punctuation else []
+    steps += [normalizers.Lowercase()] if lowercase else []
+    normalizer = normalizers.Sequence(steps) if steps else None
     counts: Counter[str] = Counter()
     for text in texts:
         if isinstance(text, str):
-            words = (re.sub(NO_WORD, " ", text) if drop_punctuation else text).split()
+            words = (text if normalizer is None else normalizer.normalize_str(text)).split()
         else:
             words = text
         counts.update([word.lower() for word in words] if lowercase else words)
@@ -73,10 +75,8 @@ def train_word_tokenizer(
     vocabulary = (special + words)[:vocab_size]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    steps = [normalizers.Replace(Regex(NO_WORD), " ")] if drop_punctuation else []
-    steps += [normalizers.Lowercase()] if lowercase else []
-    if steps:
-        tokenizer.normalizer = normalizers.Sequence(steps)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     settings = {} if model_max_length is None else {"model_max_length": model_max_length}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
