@@ -61,8 +61,8 @@ def train_word_tokenizer(
         if isinstance(text, str):
             words = (text if normalizer is None else normalizer.normalize_str(text)).split()
         else:
-            words = text
-        counts.update([word.lower() for word in words] if lowercase else words)
+            words = [word.lower() for word in text] if lowercase else text
+        counts.update(words)
     for token in SPECIAL_TOKENS.values():
         counts.pop(token, None)
     # ties by the word itself: the same corpus gives the same numbers in any order
