@@ -679,8 +679,10 @@ def encode_words(
 def _arrow_batches(texts: Any) -> Iterator[pa.Array]:
     """Large strings, or large lists of them."""
     if isinstance(texts, (pa.Array, pa.ChunkedArray)):
-        chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
-        slices = (chunk.slice(begin, TEXTS_AT_A_TIME) for chunk in chunks for begin in range(0, len(chunk), TEXTS_AT_A_TIME))
+        # a shuffled data set has a chunk for every row
+        whole = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts])
+        begins = range(0, len(whole), TEXTS_AT_A_TIME)
+        slices = (whole.slice(begin, TEXTS_AT_A_TIME).combine_chunks() for begin in begins)
     else:
         rows = iter(texts)
         slices = (pa.array(part) for part in iter(lambda: list(itertools.islice(rows, TEXTS_AT_A_TIME)), []))
