@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value
@@ -321,6 +322,7 @@ def test_texts_are_encoded_the_same_from_anywhere(tmp_path, monkeypatch):
         (text for text in texts),
         [text.split() for text in texts],
         Dataset.from_dict({"t": texts}).data["t"],
+        pa.chunked_array([[text] for text in texts]),
     ):
         for file in (None, tmp_path / "items"):
             corpus = encode_words(given if not hasattr(given, "send") else iter(texts), 2, items_file=file)
