@@ -714,6 +714,16 @@ def _renumber(
     return renumbered(), lambda: np.concatenate([[0], np.cumsum(np.concatenate(left or [np.empty(0)]))]).astype(np.int64)
 
 
+def without_spaces(splits: DatasetDict, column: str) -> DatasetDict:
+    """The texts as they were before somebody set spaces between their words."""
+    return DatasetDict(
+        {
+            split: part.map(lambda row: {column: row[column].replace(" ", "")}, desc="Taking the spaces out")
+            for split, part in splits.items()
+        }
+    )
+
+
 def join_phrases_of(
     splits: DatasetDict,
     column: str,

@@ -25,11 +25,13 @@ from .evaluation_contrastive import evaluate_nce_density, evaluate_nce_lm
 from .evaluation_density import evaluate_density
 from .evaluation_generation import evaluate_generation
 from .evaluation_item_vectors import evaluate_item_vectors
+from .evaluation_terms import evaluate_terms
 from .models.bottleneck import VAEModel, VIBForImageClassification, VIBForSequenceClassification
 from .models.capsule import CapsuleForImageClassification, CapsuleForSequenceClassification
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
 from .models.contrastive import MinEntropyEmbeddingForPreTraining, NCEDensityModel, NCEForCausalLM
 from .models.flow import FlowPreTrainedModel, InvertibleResNetForImageClassification
+from .models.term_miner import TermMinerModel
 from .pictures import curve_picture
 from .recipes import (
     EvaluationRun,
@@ -169,6 +171,7 @@ EVALUATORS = {
     NCEDensityModel: evaluate_nce_density,
     NCEForCausalLM: evaluate_nce_lm,
     MinEntropyEmbeddingForPreTraining: evaluate_item_vectors,
+    TermMinerModel: evaluate_terms,
 }
 
 

@@ -2,6 +2,7 @@
 
 | task | class | models |
 |---|---|---|
+| ``term-mining`` | [`TermMiningPipeline`] | [`TermMinerModel`] |
 | ``unconditional-image-generation`` | [`UnconditionalImageGenerationPipeline`] | every flow over images |
 """
 
@@ -11,6 +12,7 @@ from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.flow import UnconditionalImageGenerationPipeline
+from .models.term_miner import TermMiningPipeline
 
 if "unconditional-image-generation" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(
@@ -20,4 +22,7 @@ if "unconditional-image-generation" not in PIPELINE_REGISTRY.get_supported_tasks
         type="image",
     )
 
-__all__ = ["UnconditionalImageGenerationPipeline"]
+if "term-mining" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline("term-mining", pipeline_class=TermMiningPipeline, pt_model=AutoModel, type="text")
+
+__all__ = ["TermMiningPipeline", "UnconditionalImageGenerationPipeline"]

@@ -58,9 +58,11 @@ from .data import (
     prepare_points,
     prepare_texts,
     text_column_of,
+    without_spaces,
 )
 from .models.conditional_ln_bert import build_captioning_processor, train_tokenizer
 from .models.contrastive import MinEntropyEmbeddingConfig, feature_affinities, train_word_tokenizer
+from .models.term_miner import TermMinerConfig
 
 # Keys of the model section that are no fields of the configuration: what to build, and from which checkpoint.
 MODEL_KEYS = (
@@ -74,7 +76,7 @@ MODEL_KEYS = (
     "attn_implementation",
 )
 # Keys of the data section that choose columns.
-COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption", "phrases")
+COLUMN_KEYS = ("image_column", "label_column", "text_column", "point_column", "caption", "phrases", "unspaced", "background")
 SECTIONS = ("model", "data", "processor", "training", "evaluation", "card")
 
 
@@ -176,6 +178,23 @@ class ItemArguments:
     drop_punctuation: bool = False
     max_length: int = 200
     perplexity: float | int = 30.0
+
+
+@dataclass
+class TermArguments:
+    """The ``processor`` section of a recipe for a term miner: the vectors of meaning that are learned after the terms.
+
+    Args:
+        embedding_dim: their length; 0 for none.
+        min_count: rarer words get none.
+        window_size, num_noise_samples, epochs: of skip-gram.
+    """
+
+    embedding_dim: int = 0
+    min_count: int = 2
+    window_size: int = 5
+    num_noise_samples: int = 10
+    epochs: int = 5
 
 
 @dataclass
@@ -390,11 +409,39 @@ class ItemVectorEvaluationArguments(EvaluationArguments):
     }
 
 
+@dataclass
+class TermEvaluationArguments(EvaluationArguments):
+    """Evaluation of a term miner; ``num_samples`` terms are explained.
+
+    Args:
+        sentences: where the data have words that people separated: segmentation is measured on the last so many texts.
+        gold_terms: a file of terms, one a line, which is used for nothing else.
+        first_terms: the share of listed terms is measured among the first so many.
+        min_gold_count: listed terms that occur less often need not be found.
+        num_seeds: the first so many terms are the seeds of growth by meaning.
+    """
+
+    num_samples: int = 5
+    sentences: int = 4000
+    gold_terms: str | None = None
+    first_terms: list[int] = field(default_factory=lambda: [100, 500, 1000, 2000])
+    min_gold_count: int = 5
+    num_seeds: int = 60
+
+    least: ClassVar[dict[str, int]] = EvaluationArguments.least | {"sentences": 1, "min_gold_count": 1, "num_seeds": 1}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.first_terms or min(self.first_terms) < 1:
+            raise ValueError(f"evaluation.first_terms={self.first_terms} must be one or more positive numbers")
+
+
 # Models whose evaluation takes more than others of their task.
 EVALUATION_ARGUMENTS: dict[str, type[EvaluationArguments]] = {
     "min_entropy_embedding": ItemVectorEvaluationArguments,
     "nce_density": NCEDensityEvaluationArguments,
     "nce_lm": LanguageModelEvaluationArguments,
+    "term_miner": TermEvaluationArguments,
     "vae": VAEEvaluationArguments,
     "vib": BottleneckEvaluationArguments,
 }
@@ -497,8 +544,15 @@ class Recipe:
         return issubclass(self.config_class, MinEntropyEmbeddingConfig)
 
     @property
-    def text_arguments(self) -> type[TextArguments | ItemArguments]:
+    def mines_terms(self) -> bool:
+        """Whether the model is a lexicon that is counted, not trained."""
+        return issubclass(self.config_class, TermMinerConfig)
+
+    @property
+    def text_arguments(self) -> type[TextArguments | ItemArguments | TermArguments]:
         """The class of the processor section of a recipe without an image processor."""
+        if self.mines_terms:
+            return TermArguments
         return ItemArguments if self.learns_items else TextArguments
 
     @property
@@ -616,6 +670,8 @@ def load_data_of(recipe: Recipe) -> DatasetDict:
     data = load_data(**{key: value for key, value in recipe.data.items() if key not in COLUMN_KEYS})
     if caption := recipe.data.get("caption"):
         data = DatasetDict({split: add_captions(part, **caption) for split, part in data.items()})
+    if recipe.data.get("unspaced"):
+        data = without_spaces(data, text_column_of(data["train"], recipe.data.get("text_column")))
     if phrases := recipe.data.get("phrases"):
         column = text_column_of(data["train"], recipe.data.get("text_column"))
         data = join_phrases_of(data, column, **phrases)
@@ -633,6 +689,8 @@ def build(recipe: Recipe, data: DatasetDict) -> tuple[PreTrainedModel, Any]:
         if recipe.models_points:
             return model, None
         return model, recipe.image_processor_class.from_model_config(model.config, **recipe.processor)
+    if recipe.mines_terms:
+        return recipe.new_model(recipe.build_config()), None
     if recipe.learns_items:
         return _build_item_model(recipe, data)
     return _build_text_model(recipe, data["train"], derived)
@@ -771,6 +829,8 @@ def prepare_split(data: DatasetDict, split: str, recipe: Recipe, processor: Any)
     """One split as the model's forward takes it."""
     if recipe.models_points:
         return prepare_points(data[split], recipe.data.get("point_column"))
+    if recipe.mines_terms:
+        return data[split][text_column_of(data[split], recipe.data.get("text_column"))]
     if recipe.learns_items:
         return _prepare_items(data, split, recipe, processor)
     columns = {key: recipe.data.get(key) for key in ("image_column", "label_column", "text_column")}
@@ -797,6 +857,23 @@ def prepare_splits(data: DatasetDict, names: Iterable[str], recipe: Recipe, proc
     if recipe.learns_items and item_source(data["train"]) == "features":
         return dict.fromkeys(names, prepare_split(data, "train", recipe, processor))
     return {split: prepare_split(data, split, recipe, processor) for split in names}
+
+
+def mining_texts(data: DatasetDict, recipe: Recipe) -> list[str]:
+    """All texts: a lexicon is found without labels, so that no split need be held back from it."""
+    return [text for split in data for text in prepare_split(data, split, recipe, None)]
+
+
+def background_texts(recipe: Recipe) -> dict[str, list[str]]:
+    """The texts of the data sets that ``data.background`` names, of all their splits, without spaces where the recipe says so."""
+    found = {}
+    for name in recipe.data.get("background") or []:
+        data = load_data(name)
+        column = text_column_of(data["train"])
+        if recipe.data.get("unspaced"):
+            data = without_spaces(data, column)
+        found[Path(name).name] = [text for part in data.values() for text in part[column]]
+    return found
 
 
 def data_collator(recipe: Recipe, processor: Any) -> Any:

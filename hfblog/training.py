@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,13 +29,17 @@ from .models.contrastive import MinEntropyEmbeddingForPreTraining, WordVectors
 from .pictures import image_grid
 from .recipes import (
     Recipe,
+    TermArguments,
     TrainingArguments,
+    background_texts,
     build,
     command_line,
     data_collator,
     load_data_of,
+    mining_texts,
     prepare_splits,
 )
+from .term_vectors import train_term_vectors
 
 CHECKPOINTS = "checkpoints"
 
@@ -280,6 +285,8 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
         data = load_data_of(recipe)
         transformers.set_seed(arguments.seed)
         model, processor = build(recipe, data)
+        if recipe.mines_terms:
+            return mine_terms(recipe, model, data, arguments, output_dir, overwrite)
         prepared = prepare_splits(data, ("train", "validation"), recipe, processor)
 
     if arguments.loop_threads:
@@ -397,6 +404,46 @@ def train_in_loops(
         "split_sizes": {"train": len(dataset)},
         "curve": [],
     } | record
+    write_records(recipe, record, output_dir)
+    return output_dir
+
+
+def mine_terms(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    data: DatasetDict,
+    arguments: TrainingArguments,
+    output_dir: Path,
+    overwrite: bool = False,
+) -> Path:
+    """Count instead of train: the lexicon of all texts, its contrast with the background, and vectors of meaning."""
+    if arguments.world_size > 1:
+        raise LaunchError(f"a term miner counts in one process, not in {arguments.world_size}; for larger corpora see Spark")
+    if arguments.resume_from_checkpoint:
+        raise ValueError("training.resume_from_checkpoint: a term miner leaves no checkpoints, run it again with --overwrite")
+    start = time.perf_counter()
+    texts = mining_texts(data, recipe)
+    model.fit(texts, background_texts(recipe) or None)
+    settings = TermArguments(**recipe.processor)
+    if settings.embedding_dim:
+        train_term_vectors(model, texts, **vars(settings), threads=max(1, arguments.loop_threads), seed=arguments.seed)
+    seconds = time.perf_counter() - start
+    if overwrite:
+        hub.clear_run(output_dir, CHECKPOINTS)
+    hub.export(model.eval(), output_dir)
+    record = {
+        "command": command_line(),
+        "seed": arguments.seed,
+        "seconds": round(seconds, 1),
+        "resumed": False,
+        "epochs": settings.epochs if settings.embedding_dim else 1,
+        "steps": 1,
+        "best_step": None,
+        "processes": 1,
+        "distributed_type": "compiled loops",
+        "split_sizes": {split: len(part) for split, part in data.items()},
+        "curve": [],
+    }
     write_records(recipe, record, output_dir)
     return output_dir
 

@@ -1,0 +1,116 @@
+"""Cutting texts into the words of a lexicon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .alphabet import BREAK, Alphabet
+from .discovery import UNKNOWN_SCORE, build_trie_of
+
+CHARACTERS_AT_A_TIME = 2**22
+
+SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], np.uint32)
+
+
+class Segmenter:
+    """The segmentation of the highest sum of scores.
+
+    Args:
+        words: tuples of symbol ids.
+        scores: ``(n,)``, nats.
+        alphabet: numbers the symbols.
+    """
+
+    def __init__(self, words: Sequence[tuple[int, ...]], scores: np.ndarray, alphabet: Alphabet):
+        self.alphabet = alphabet
+        self.scores = np.asarray(scores, np.float64)
+        try:
+            self.trie: Any = build_trie_of(list(words))
+        except ImportError:  # without numba: the same, slowly
+            self.trie = None
+            self.values = dict(zip(words, self.scores.tolist(), strict=True))
+            self.longest = max(map(len, words))
+
+    def ends(self, symbols: np.ndarray) -> np.ndarray:
+        """``(n + 1,)`` uint8, 1 where a word, or a symbol that no word holds, ends before symbol i."""
+        found = np.zeros(len(symbols) + 1, np.uint8)
+        if self.trie is not None:
+            from .trie_kernel import segment
+
+            segment(symbols, *self.trie, self.scores, UNKNOWN_SCORE, found)
+            return found
+        whole = symbols.tolist()
+        begin = 0
+        for place in range(len(whole) + 1):
+            if place == len(whole) or whole[place] == BREAK:
+                for end in self._best_ends(tuple(whole[begin:place])):
+                    found[begin + end] = 1
+                begin = place + 1
+        return found
+
+    def _best_ends(self, run: tuple[int, ...]) -> Iterator[int]:
+        best, back = [0.0] + [-math.inf] * len(run), [0] * (len(run) + 1)
+        for begin in range(len(run)):
+            for end in range(begin + 1, min(begin + self.longest, len(run)) + 1):
+                score = self.values.get(run[begin:end], UNKNOWN_SCORE if end == begin + 1 else None)
+                if score is not None and best[begin] + score > best[end]:
+                    best[end], back[end] = best[begin] + score, begin
+        end = len(run)
+        while end > 0:
+            yield end
+            end = back[end]
+
+    def spans(self, texts: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
+        """Where the words of each text begin and end.
+
+        Marks are words of their own, equal ones in a row one; spaces are left out.
+        """
+        batch: list[str] = []
+        size = 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size >= CHARACTERS_AT_A_TIME:
+                yield from self._batch_spans(batch)
+                batch, size = [], 0
+        if batch:
+            yield from self._batch_spans(batch)
+
+    def _batch_spans(self, texts: list[str]) -> Iterator[list[tuple[int, int]]]:
+        joined = "\n".join(texts) + "\n"
+        lengths = np.array([len(text) + 1 for text in texts])
+        offsets = np.cumsum(lengths) - lengths
+        if self.alphabet.level == "character":
+            symbols, begins, ends = self.alphabet.encode(joined)
+        else:
+            symbols, begins, ends = self._encode_words(texts, offsets)
+        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)[begins]
+        breaks = symbols == BREAK
+        starts = np.ones(len(symbols), bool)
+        starts[1:] = breaks[1:] | breaks[:-1] | (self.ends(symbols)[1:-1] == 1)
+        starts[1:] &= ~(breaks[1:] & breaks[:-1] & (codes[1:] == codes[:-1]) & (begins[1:] == ends[:-1]))
+        firsts = np.flatnonzero(starts)
+        word_begins = begins[firsts]
+        word_ends = ends[np.append(firsts[1:], len(symbols)) - 1]
+        words = ~np.isin(codes[firsts], SPACES)
+        word_begins, word_ends = word_begins[words], word_ends[words]
+        bounds = np.searchsorted(word_begins, np.append(offsets, len(joined)))
+        for offset, low, high in zip(offsets.tolist(), bounds.tolist(), bounds[1:].tolist(), strict=False):
+            yield list(zip((word_begins[low:high] - offset).tolist(), (word_ends[low:high] - offset).tolist(), strict=True))
+
+    def _encode_words(self, texts: list[str], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Words of all texts, and a break behind each."""
+        parts = []
+        for text, offset in zip(texts, offsets.tolist(), strict=True):
+            symbols, begins, ends = self.alphabet.encode(text)
+            end = offset + len(text)
+            parts.append((np.append(symbols, BREAK), np.append(begins + offset, end), np.append(ends + offset, end + 1)))
+        symbols, begins, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return symbols.astype(np.uint16), begins, ends
+
+
+__all__ = ["Segmenter"]
