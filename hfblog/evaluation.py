@@ -143,6 +143,8 @@ def report(metrics: dict[str, Any], folder: str | Path) -> str:
         "AutoModelForCausalLM": f"python scripts/generate.py {folder} --help",
         "AutoModel": f"python scripts/sample.py {folder} --num-samples 64 --output {picture}",
     }.get(auto_class)
+    if metrics["model_type"] == "term_miner":
+        draw = None
     load = f"from transformers import {auto_class} as A; print(A.from_pretrained('{folder}', trust_remote_code=True))"
     lines.append(f"""
 The model is in {folder}: weights, code, processor, card (README.md), metrics.json and pictures. Next:

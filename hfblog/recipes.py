@@ -191,7 +191,7 @@ class TermArguments:
     """
 
     embedding_dim: int = 0
-    min_count: int = 2
+    min_count: int = 5
     window_size: int = 5
     num_noise_samples: int = 10
     epochs: int = 5
@@ -865,7 +865,7 @@ def mining_texts(data: DatasetDict, recipe: Recipe) -> list[str]:
 
 
 def background_texts(recipe: Recipe) -> dict[str, list[str]]:
-    """The texts of the data sets that ``data.background`` names, of all their splits, without spaces where the recipe says so."""
+    """All texts of the data sets that ``data.background`` names, without spaces where the recipe takes them out."""
     found = {}
     for name in recipe.data.get("background") or []:
         data = load_data(name)

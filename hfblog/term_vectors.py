@@ -19,7 +19,7 @@ def train_term_vectors(
     texts: Iterable[str],
     *,
     embedding_dim: int = 100,
-    min_count: int = 2,
+    min_count: int = 5,
     window_size: int = 5,
     num_noise_samples: int = 10,
     epochs: int = 5,

@@ -109,7 +109,7 @@ class TermMinerConfig(PreTrainedConfig):
     prior_strength: float | int | None = None
     min_term_length: int = 2
     min_documents: int = 1
-    min_burstiness: float | int = 0.2
+    min_burstiness: float | int = 0.3
     rules: dict[str, Any] | None = None
     min_similarity: float | int = 0.6
     max_similarity: float | int = 1.0

@@ -609,7 +609,8 @@ class TermMinerModel(PreTrainedModel):
         """Give the terms vectors of meaning, for [`expand`].
 
         Args:
-            vectors: [`WordVectors`], gensim's ``KeyedVectors``, or a dictionary of arrays. Terms that it lacks get none.
+            vectors: [`WordVectors`], gensim's ``KeyedVectors``, or a dictionary of arrays. Terms that it lacks get none. The
+                mean of all is taken off, which vectors of a small corpus share (Mu and Viswanath 2018, arXiv:1702.01417).
 
         Raises:
             ValueError: it has no vector of any term.
@@ -626,7 +627,8 @@ class TermMinerModel(PreTrainedModel):
     def embed_terms(
         self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
     ) -> TermMinerModel:
-        """Vectors of meaning from any encoder that `AutoModel` loads: the mean of the last hidden states of a term's tokens.
+        """Vectors of meaning from any encoder that `AutoModel` loads: the mean of the last hidden states of a term's tokens,
+        less the mean of all terms.
 
         Args:
             encoder: gives ``last_hidden_state``.
@@ -646,8 +648,9 @@ class TermMinerModel(PreTrainedModel):
     def _keep_vectors(self, places: Tensor, rows: Tensor) -> TermMinerModel:
         self.config.embedding_dim = rows.shape[1]
         vectors = torch.zeros((len(self.terms), rows.shape[1]), device=self.device)
-        vectors[places] = rows.to(self.device)
+        vectors[places] = (rows - rows.mean(0)).to(self.device)
         self.table.vectors = vectors
+        self._cache.pop("vectors", None)
         return self
 
     def expand(
