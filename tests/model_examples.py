@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfblog import FlowImageProcessor, train_tokenizer, train_word_tokenizer
+from hfblog import FlowImageProcessor, build_term_tokenizer, train_tokenizer, train_word_tokenizer
 
 
 @dataclass
@@ -99,6 +99,12 @@ def _items(size: int, auto_name: str) -> dict[str, Tensor]:
     if auto_name != "AutoModelForPreTraining":
         return {"input_ids": batch["input_ids"]}
     return {"input_ids": batch["input_ids"], "noise_ids": batch["noise_ids"]}
+
+
+def _words_of_a_lexicon(size: int, auto_name: str) -> dict[str, Tensor]:
+    """Few words of forty, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(size)
+    return {"input_ids": torch.randint(2, 12, (size, 7), generator=generator), "attention_mask": torch.ones(size, 7).long()}
 
 
 CODE_SIZE = 6
@@ -364,6 +370,36 @@ EXAMPLES = {
         batch=_images,
         processor=lambda _: FlowImageProcessor(size={"height": 4, "width": 4}, num_levels=17),
         wrong=({"prior": "cauchy"}, {"hidden_size": "12"}, {"num_coupling_layers": True}, {"event_shape": ()}),
+    ),
+    "term_miner": ModelExample(
+        config={
+            "num_words": 40,
+            "num_compounds": 3,
+            "num_term_symbols": 50,
+            "num_symbol_bytes": 30,
+            "background_names": ["news", "reviews"],
+            "embedding_dim": 5,
+        },
+        batch=_words_of_a_lexicon,
+        processor=lambda _: build_term_tokenizer(list("一二三四五六七八九十"), [-1.0] * 10),
+        wrong=(
+            {"level": "letter"},
+            {"normalize": "NFC"},
+            {"method": "guess"},
+            {"max_ngram": 5},
+            {"max_ngram": 1},
+            {"max_term_length": 3},
+            {"min_count": 0},
+            {"min_count": "5"},
+            {"cohesion_thresholds": [1.0, 2.0]},
+            {"autonomy_weight": -1.0},
+            {"min_pmi": float("nan")},
+            {"contrast": "chi2"},
+            {"combine": "mean"},
+            {"prior_strength": -1.0},
+            {"min_similarity": 0.9, "max_similarity": 0.8},
+            {"em_rounds": -1},
+        ),
     ),
     "vae": ModelExample(
         config={
