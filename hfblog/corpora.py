@@ -249,9 +249,10 @@ def _column_of(names: Sequence[str], column: str | None, place: str) -> str:
 
 def _json(source: IO[bytes], path: Path, column: str | None, encoding: str, bar: Any) -> Iterator[str]:
     number = 0
-    for lines in _decoded_lines(source, str(path), encoding, bar):
+    blocks = _decoded_lines(source, str(path), encoding, bar)
+    for lines in blocks:
         if number == 0 and lines and lines[0].lstrip().startswith("["):
-            yield from _json_array("\n".join(lines) + "\n", source, path, column, encoding)
+            yield from _json_array([*lines, *(line for block in blocks for line in block)], path, column)
             return
         for line in lines:
             number += 1
@@ -265,10 +266,10 @@ def _json(source: IO[bytes], path: Path, column: str | None, encoding: str, bar:
                 yield text
 
 
-def _json_array(begun: str, source: IO[bytes], path: Path, column: str | None, encoding: str) -> Iterator[str]:
+def _json_array(lines: list[str], path: Path, column: str | None) -> Iterator[str]:
     """One array is one value, which is read whole."""
     try:
-        rows = json.loads(begun + source.read().decode(encoding))
+        rows = json.loads("\n".join(lines))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from None
     for number, row in enumerate(rows, 1):

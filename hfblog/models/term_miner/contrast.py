@@ -47,8 +47,8 @@ def smoothed_share(domain: np.ndarray, background: np.ndarray, prior_strength: f
     """The share of a word's occurrences that the domain has, drawn towards one half (https://kexue.fm/archives/6540).
 
     With a the domain's count, b the background's rescaled to the domain's total, ``t = a + b`` and s the prior's strength this
-    is ``(a + alpha s) / (t + s)``. alpha is the domain's share of all occurrences, after the rescaling always one half. A common
-    factor of either corpus changes nothing, unless a prior's strength is given.
+    is ``(a + alpha s) / (t + s)``. alpha is the domain's share of all occurrences, after the rescaling always one half. A
+    common factor of either corpus changes nothing, unless a prior's strength is given.
 
     Args:
         domain: ``(n,)``, counts.
@@ -269,7 +269,8 @@ def false_discovery(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"values must be finite and (n,), got shape {values.shape}, {(~np.isfinite(values)).sum()} not finite")
+        bad = values[~np.isfinite(values)]
+        raise ValueError(f"values must be finite and (n,), got shape {values.shape} with {len(bad)} that are not finite")
     tail = chi2.sf(np.abs(values), 1) / 2
     return false_discovery_control(np.where(values >= 0, tail, 1 - tail))
 

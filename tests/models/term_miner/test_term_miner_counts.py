@@ -208,7 +208,9 @@ def test_segmentation_is_the_best_of_all(monkeypatch):
 
     ids = [alphabet.encode_term(word) for word in words]
     fast = Segmenter(ids, np.array(list(scores.values())), alphabet)
-    monkeypatch.setattr("hfblog.models.term_miner.segmentation.build_trie_of", lambda words: (_ for _ in ()).throw(ImportError()))
+    monkeypatch.setattr(
+        "hfblog.models.term_miner.segmentation.build_trie_of", lambda words: (_ for _ in ()).throw(ImportError())
+    )
     slow = Segmenter(ids, np.array(list(scores.values())), alphabet)
     for text in random_texts(40, letters="天地人和大小")[:40]:
         text = text[:9]

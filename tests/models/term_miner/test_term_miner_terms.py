@@ -165,7 +165,9 @@ def test_wrong_growth(settings, message):
 
 def test_rules():
     rules = TermRules(forbidden=["合同"], allowed=["所有权人"])
-    assert [term for term in ("变压器", "一种", "每年", "合同", "所有权人", "哈哈", "公司的", "IBM") if rules.accepts(term)] == [
+    assert [
+        term for term in ("变压器", "一种", "每年", "合同", "所有权人", "哈哈", "公司的", "IBM") if rules.accepts(term)
+    ] == [
         "变压器",
         "所有权人",
     ]
