@@ -14,12 +14,14 @@ import test_text
 from test_contrastive_recipes import DOUBLE_WELL, ON_POINTS, tiny_words
 from test_training import tiny, tiny_model
 
+import hfblog.corpora
 import hfblog.data
 import hfblog.models.bottleneck as bottleneck
 import hfblog.models.capsule as capsule
 import hfblog.models.conditional_ln_bert as conditional
 import hfblog.models.contrastive as contrastive
 import hfblog.models.flow as flow
+import hfblog.models.term_miner as term_miner
 from hfblog import hub, recipes, training
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +94,17 @@ def test_snippets_run(tmp_path, monkeypatch):
         contrastive.subwords,
         contrastive.tokenization_words,
         contrastive.word_vectors,
+        hfblog.corpora,
         hfblog.data,
+        term_miner.alphabet,
+        term_miner.configuration_term_miner,
+        term_miner.contrast_scores,
+        term_miner.discovery,
+        term_miner.growth,
+        term_miner.modeling_term_miner,
+        term_miner.ngram_counts,
+        term_miner.rules,
+        term_miner.tokenization_term_miner,
     ],
     ids=lambda module: module.__name__,
 )

@@ -702,7 +702,7 @@ class TermMinerModel(PreTrainedModel):
                 "depth": int(depth),
                 "parent": None if parent < 0 else self.terms[parent],
                 "similarity": float(similarity),
-                "threshold": float(threshold),
+                "threshold": None if parent < 0 else float(threshold),
                 "seed_similarity": float(seed_similarity),
                 "score": float(termhoods[place]),
             }

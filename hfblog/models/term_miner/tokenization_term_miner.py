@@ -28,7 +28,7 @@ def build_term_tokenizer(
     """A fast tokenizer that segments as the miner does, and is saved as ``tokenizer.json``.
 
     At the level of characters it is a unigram model (Kudo 2018, arXiv:1804.10959): the segmentation of the highest sum of
-    scores. A run of digits reads ``0`` and one of letters ``a``; offsets point into the text as it was. At the level of words
+    scores. A run of digits reads ``0`` and one of letters ``a``, and its offsets are those of its end. At the level of words
     the longest term at each place is taken.
 
     Args:
@@ -54,13 +54,11 @@ def build_term_tokenizer(
     steps = [normalizers.NFKC()] if normalize else []
     if level == "word":
         steps += [normalizers.Lowercase()] if lowercase else []
-        single = [word for word in words if " " not in word]
         backend = Tokenizer(WordLevel({word: index for index, word in enumerate(special + list(words))}, "[UNK]"))
         backend.pre_tokenizer = pre_tokenizers.Split(
             Regex(r"[\p{L}\p{N}]+(?:['’.-][\p{L}\p{N}]+)*|[^\s]"), "removed", invert=True
         )
         terms = [AddedToken(word, single_word=True, normalized=True) for word in words if " " in word]
-        del single
     else:
         steps += [normalizers.Replace(Regex(r"\p{Nd}+"), "0"), normalizers.Replace(Regex(_LETTERS + "+"), "a")]
         pieces = [(token, 0.0) for token in special] + list(zip(words, map(float, scores), strict=True))

@@ -63,10 +63,9 @@ def test_tokenizer_segments_like_the_miner(miner, texts, tmp_path):
     miner.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for text in texts["news"][:200]:
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        words = [text[begin:end] for begin, end in encoded["offset_mapping"]]
-        expected = [word for word in miner.segment(text)[0] if any(map(str.isalnum, word))]
-        assert [word for word in words if any(map(str.isalnum, word))] == expected
+        words = [word for word in miner.segment(text)[0] if any(map(str.isalnum, word))]
+        tokens = [token for token in tokenizer.tokenize(text) if any(map(str.isalnum, token))]
+        assert tokens == [miner.alphabet.decode(miner.alphabet.encode_term(word)) for word in words]
     place = miner.ids["中国"]
     output = miner(**tokenizer(["中国，", "中"], padding=True, return_tensors="pt"))
     assert output.termhoods[0, 0] == miner.table.contrasts[place]
@@ -80,8 +79,7 @@ def test_words_of_the_newspaper(miner, texts):
         ["新华社", "记者", "报道", "，", "１９９８年", "中国", "经济", "发展", "。"]
     ]
     compounds = miner.segment(texts["news"], compounds=True)
-    longest = max((word for words in compounds for word in words if word in miner.ids), key=len)
-    assert miner.ids[longest] >= miner.config.num_words
+    assert any(miner.ids.get(word, 0) >= miner.config.num_words for words in compounds for word in words)
     for text, words in zip(texts["news"], compounds, strict=True):
         assert "".join(words) == "".join(text.split())
 
@@ -110,7 +108,7 @@ def test_pipeline_finds_terms(miner, tmp_path):
     assert all(text[row["start"] : row["end"]] == row["term"] for row in found)
     best = max(found, key=lambda row: row["score"])
     assert [row["term"] for row in find(text, top_k=1)] == [best["term"]]
-    assert list(find(iter([text, text]))) == [found, found]
+    assert list(find(text for _ in range(2))) == [found, found]
     with pytest.raises(ValueError, match="takes texts, got int"):
         find(3)
 
@@ -191,12 +189,17 @@ def test_terms_of_several_words_in_english():
         "Many people like the weather",
         "People like neural networks",
     ]
-    texts = (
-        texts * 6
-        + [f"{word} is a word like the others" for word in ["one", "two", "three", "four", "five", "six", "seven"]] * 3
-    )
+    numbers = ["one", "two", "three", "four", "five", "six", "seven"]
+    texts = texts * 6 + [f"{word} is a word like the others" for word in numbers] * 3
     config = TermMinerConfig(
-        level="word", min_count=3, compounds=False, cohesion_thresholds=[1, 1, 1], single_symbol_penalty=0
+        level="word",
+        min_count=3,
+        compounds=False,
+        max_ngram=2,
+        max_term_length=2,
+        cohesion_thresholds=[2.5],
+        single_symbol_penalty=0,
+        autonomy_weight=0,
     )
     miner = TermMinerModel(config).fit(texts)
     assert "neural network" in miner.terms
