@@ -160,7 +160,7 @@ def contrast_of(
     >>> import numpy as np
     >>> from hfblog import contrast_of
     >>> contrast_of("share", np.array([5, 5]), np.array([[0, 10], [9, 1]])).round(2).tolist()
-    [0.31, 0.4]
+    [0.42, 0.4]
 
     ```
     """

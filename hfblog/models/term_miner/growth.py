@@ -21,7 +21,7 @@ def similarity_threshold(
 
     ```python
     >>> from hfblog import similarity_threshold
-    >>> [round(similarity_threshold(depth), 3) for depth in range(4)]
+    >>> [round(float(similarity_threshold(depth)), 3) for depth in range(4)]
     [0.6, 0.718, 0.801, 0.86]
 
     ```

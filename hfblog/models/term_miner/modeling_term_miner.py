@@ -113,7 +113,7 @@ class TermMinerModel(PreTrainedModel):
     >>> reviews = load_data("chinese-reviews")["test"]["text"]
     >>> miner = TermMinerModel(TermMinerConfig()).fit(news, background=reviews)
     >>> [row["term"] for row in miner.extract_terms(3)]
-    ['中国', '企业', '经济']
+    ['两岸', '人民', '发展']
     >>> miner.segment("新华社记者报道了中国经济发展")
     [['新华社', '记者', '报道', '了', '中国', '经济', '发展']]
 
