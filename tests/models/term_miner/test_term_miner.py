@@ -183,14 +183,9 @@ def test_embeddings_of_an_encoder(miner, tmp_path):
 
 
 def test_terms_of_several_words_in_english():
-    texts = [
-        "The neural network learns.",
-        "A neural network forgets",
-        "Many people like the weather",
-        "People like neural networks",
-    ]
     numbers = ["one", "two", "three", "four", "five", "six", "seven"]
-    texts = texts * 6 + [f"{word} is a word like the others" for word in numbers] * 3
+    texts = [f"The neural network {word} sees {other}" for word in numbers for other in numbers]
+    texts += [f"{word} is a word, {other} is the other" for word in numbers for other in numbers]
     config = TermMinerConfig(
         level="word",
         min_count=3,
