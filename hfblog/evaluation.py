@@ -135,16 +135,17 @@ def report(metrics: dict[str, Any], folder: str | Path) -> str:
             + (f"   [{', '.join(others)}]" if others else "")
         )
     lines += [f"  {check['label']}: {hub.format_number(check['value'])}" for check in metrics["exactness"]]
-    auto_class = next(
-        name for name, kind in registered_models()[metrics["model_type"]].items() if kind.__name__ == metrics["architecture"]
+    auto_class, kind = next(
+        (name, kind)
+        for name, kind in registered_models()[metrics["model_type"]].items()
+        if kind.__name__ == metrics["architecture"]
     )
-    picture = "samples.png" if (Path(folder) / "preprocessor_config.json").exists() else "samples.csv"
-    draw = {
-        "AutoModelForCausalLM": f"python scripts/generate.py {folder} --help",
-        "AutoModel": f"python scripts/sample.py {folder} --num-samples 64 --output {picture}",
-    }.get(auto_class)
-    if metrics["model_type"] == "term_miner":
-        draw = None
+    draw = None
+    if auto_class == "AutoModelForCausalLM":
+        draw = f"python scripts/generate.py {folder} --help"
+    elif hasattr(kind, "sample"):
+        picture = "samples.png" if (Path(folder) / "preprocessor_config.json").exists() else "samples.csv"
+        draw = f"python scripts/sample.py {folder} --num-samples 64 --output {picture}"
     load = f"from transformers import {auto_class} as A; print(A.from_pretrained('{folder}', trust_remote_code=True))"
     lines.append(f"""
 The model is in {folder}: weights, code, processor, card (README.md), metrics.json and pictures. Next:

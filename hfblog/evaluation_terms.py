@@ -242,25 +242,13 @@ def evaluate_retrieval(run: EvaluationRun, texts: list[str]) -> dict[str, Any]:
 def stages(model: TermMinerModel) -> dict[str, list[str]]:
     """Rankings of one miner's terms, with one more of its means each time; the last is what it gives."""
     counts = model.table.counts.numpy()
-    kept = {row["term"]: row for row in model.extract_terms()}
-
-    def listed(changes: dict[str, Any]) -> list[str]:
-        before = {name: getattr(model.config, name) for name in changes}
-        try:
-            for name, value in changes.items():
-                setattr(model.config, name, value)
-            return [row["term"] for row in model.extract_terms(rules=False)]
-        finally:
-            for name, value in before.items():
-                setattr(model.config, name, value)
-
-    every = listed({"min_burstiness": 0.0})
+    every = [row["term"] for row in model.extract_terms(rules=False, min_burstiness=0.0)]
     words = [term for term in every if model.ids[term] < model.config.num_words]
     return {
         "frequency": sorted(words, key=lambda term: (-counts[model.ids[term]], term)),
         "contrast of words": words,
         "contrast of words and compounds": every,
-        "ours": list(kept),
+        "ours": [row["term"] for row in model.extract_terms()],
     }
 
 

@@ -10,8 +10,7 @@ from .data import encode_words
 from .models.contrastive import MinEntropyEmbeddingConfig, MinEntropyEmbeddingForPreTraining, WordVectors
 from .models.contrastive.tokenization_words import train_word_tokenizer
 from .models.term_miner import TermMinerModel
-
-TEXTS_AT_A_TIME = 10_000
+from .models.term_miner.symbol_corpus import batched
 
 
 def train_term_vectors(
@@ -63,10 +62,5 @@ def train_term_vectors(
 
 
 def _cut(miner: TermMinerModel, texts: Iterable[str]) -> Iterable[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == TEXTS_AT_A_TIME:
-            yield from miner.segment(batch, compounds=True)
-            batch = []
-    yield from miner.segment(batch, compounds=True)
+    for batch in batched(texts):
+        yield from miner.segment(batch, compounds=True)

@@ -318,7 +318,7 @@ def train(recipe: Recipe, output_dir: str | Path | None = None, overwrite: bool 
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
         (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
-        record = training_record(trainer, seconds, {split: len(part) for split, part in data.items()}, bool(resume))
+        record = trainer_record(trainer, seconds, {split: len(part) for split, part in data.items()}, bool(resume))
         write_records(recipe, record, output_dir)
     trainer.accelerator.wait_for_everyone()  # on every process the folder is whole from here on
     return output_dir
@@ -366,9 +366,9 @@ def train_in_loops(
                 bar.update(step - shown[-1])
                 shown.append(step)
 
-            steps = arguments.max_steps if arguments.max_steps > 0 else None
-            model.fit_law(dataset.joint, steps, seed=seed, threads=threads, callback=show)
-        record = {"epochs": 1, "steps": shown[-1]}
+            most = arguments.max_steps if arguments.max_steps > 0 else None
+            model.fit_law(dataset.joint, most, seed=seed, threads=threads, callback=show)
+        epochs, steps = 1, shown[-1]
     else:
         epochs = math.ceil(arguments.num_train_epochs)
         if resume:
@@ -389,21 +389,14 @@ def train_in_loops(
             first_epoch=done,
             on_epoch_end=None if arguments.save_strategy == "no" else save_epoch,
         )
-        record = {"epochs": epochs, "steps": epochs * len(dataset)}
+        steps = epochs * len(dataset)
     seconds = time.perf_counter() - start
     finish(model, processor)
     hub.export(model.eval(), output_dir, processor)
-    record = {
-        "command": command_line(),
-        "seed": seed,
-        "seconds": round(seconds, 1),
-        "resumed": bool(resume),
-        "best_step": None,
-        "processes": 1,
-        "distributed_type": f"{threads} thread{'s' if threads > 1 else ''} of compiled loops",
-        "split_sizes": {"train": len(dataset)},
-        "curve": [],
-    } | record
+    loops = f"{threads} thread{'s' if threads > 1 else ''} of compiled loops"
+    record = training_record(
+        seed, seconds, {"train": len(dataset)}, epochs, steps, resumed=bool(resume), distributed_type=loops
+    )
     write_records(recipe, record, output_dir)
     return output_dir
 
@@ -431,19 +424,8 @@ def mine_terms(
     if overwrite:
         hub.clear_run(output_dir, CHECKPOINTS)
     hub.export(model.eval(), output_dir)
-    record = {
-        "command": command_line(),
-        "seed": arguments.seed,
-        "seconds": round(seconds, 1),
-        "resumed": False,
-        "epochs": settings.epochs if settings.embedding_dim else 1,
-        "steps": 1,
-        "best_step": None,
-        "processes": 1,
-        "distributed_type": "compiled loops",
-        "split_sizes": {split: len(part) for split, part in data.items()},
-        "curve": [],
-    }
+    split_sizes = {split: len(part) for split, part in data.items()}
+    record = training_record(arguments.seed, seconds, split_sizes, settings.epochs if settings.embedding_dim else 1, steps=1)
     write_records(recipe, record, output_dir)
     return output_dir
 
@@ -481,21 +463,40 @@ def finish(model: PreTrainedModel, processor: Any) -> None:
         WordVectors(model, processor).fit_subwords()
 
 
-def training_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int], resumed: bool) -> dict[str, Any]:
-    """What the card says of the training: time, steps, seed, command and the validation curve."""
-    history = trainer.state.log_history
+def training_record(
+    seed: int, seconds: float, split_sizes: dict[str, int], epochs: float, steps: int, **others: Any
+) -> dict[str, Any]:
+    """What the card says of the training: time, steps, seed, command and the validation curve; of one process by default."""
     return {
         "command": command_line(),
-        "seed": trainer.args.seed,
+        "seed": seed,
         "seconds": round(seconds, 1),
-        "resumed": resumed,
-        "epochs": trainer.state.epoch,
-        "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
-        "processes": trainer.args.world_size,
-        "distributed_type": trainer.accelerator.distributed_type.value,
+        "resumed": False,
+        "epochs": epochs,
+        "steps": steps,
+        "best_step": None,
+        "processes": 1,
+        "distributed_type": "compiled loops",
         "split_sizes": split_sizes,
-        "curve": [
-            {"epoch": entry["epoch"], "validation_loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
+        "curve": [],
+    } | others
+
+
+def trainer_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int], resumed: bool) -> dict[str, Any]:
+    state = trainer.state
+    return training_record(
+        trainer.args.seed,
+        seconds,
+        split_sizes,
+        state.epoch,
+        state.global_step,
+        resumed=resumed,
+        best_step=state.best_global_step if trainer.args.load_best_model_at_end else None,
+        processes=trainer.args.world_size,
+        distributed_type=trainer.accelerator.distributed_type.value,
+        curve=[
+            {"epoch": entry["epoch"], "validation_loss": entry["eval_loss"]}
+            for entry in state.log_history
+            if "eval_loss" in entry
         ],
-    }
+    )

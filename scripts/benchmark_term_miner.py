@@ -52,6 +52,7 @@ def lines_of(path: str) -> list[str]:
 def ours(path: str, directory: str, options: dict[str, Any]) -> int:
     from hfblog import TermMinerConfig, TermMinerModel
     from hfblog.corpora import read_documents
+    from hfblog.models.term_miner.symbol_corpus import batched
 
     warm = list(read_documents([path], max_documents=4000))
     TermMinerModel(TermMinerConfig(compounds=options["compounds"])).fit(warm).segment(warm)
@@ -60,19 +61,9 @@ def ours(path: str, directory: str, options: dict[str, Any]) -> int:
     miner = TermMinerModel(TermMinerConfig(compounds=options["compounds"]))
     miner.fit(read_documents([path]), directory=directory if options["on_disk"] else None)
     words = 0
-    for batch in batches(read_documents([path])):
+    for batch in batched(read_documents([path])):
         words += sum(map(len, miner.segment(batch)))
     return len(miner.words)
-
-
-def batches(documents: Iterable[str]) -> Iterable[list[str]]:
-    batch: list[str] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == 20_000:
-            yield batch
-            batch = []
-    yield batch
 
 
 def authors(path: str, directory: str, options: dict[str, Any]) -> int:

@@ -176,12 +176,29 @@ def _trie_of_grams(grams: list[np.ndarray]) -> Any:
     return build_trie(np.concatenate([part.ravel() for part in grams]), ends)
 
 
+def _joined(trie: Any, symbols: np.ndarray) -> np.ndarray:
+    """``(n,)`` uint8, 1 where a member of the trie spans the gap before a symbol."""
+    from .trie_kernel import mark_chains
+
+    joined = np.zeros(len(symbols), np.uint8)
+    mark_chains(symbols, *trie, joined)
+    return joined
+
+
+def best_ends(trie: Any, scores: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """``(n + 1,)`` uint8, 1 where a word of the segmentation of the highest sum of scores ends before symbol i."""
+    from .trie_kernel import segment
+
+    ends = np.zeros(len(symbols) + 1, np.uint8)
+    segment(symbols, *trie, scores, UNKNOWN_SCORE, ends)
+    return ends
+
+
 def count_pieces(trie: Any, num_members: int, order: int, longest: int, chunk: Chunk) -> Tally:
     """Pieces of a chunk that is cut wherever no member of the trie spans the gap; see the kernel for what counts."""
     from . import trie_kernel
 
-    joined = np.zeros(len(chunk.symbols), np.uint8)
-    trie_kernel.mark_chains(chunk.symbols, *trie, joined)
+    joined = _joined(trie, chunk.symbols)
     counts = np.zeros(num_members, np.int64)
     begins, ends = np.empty((2, len(chunk.symbols) // (order + 1) + 1), np.int64)
     found = trie_kernel.count_pieces(chunk.symbols, joined, *trie, order, counts, begins, ends)
@@ -195,10 +212,7 @@ def count_pieces(trie: Any, num_members: int, order: int, longest: int, chunk: C
 
 def count_all_pieces(trie: Any, longest: int, chunk: Chunk) -> Tally:
     """All pieces of a chunk that is cut wherever no member of the trie spans the gap."""
-    from . import trie_kernel
-
-    joined = np.zeros(len(chunk.symbols), np.uint8)
-    trie_kernel.mark_chains(chunk.symbols, *trie, joined)
+    joined = _joined(trie, chunk.symbols)
     begins = np.flatnonzero((chunk.symbols > 0) & (joined == 0))
     # the next piece, or the break before it
     stops = np.flatnonzero((chunk.symbols == 0) | (joined == 0))
@@ -208,12 +222,11 @@ def count_all_pieces(trie: Any, longest: int, chunk: Chunk) -> Tally:
     return Tally(np.array([len(begins)]), Counter(chunk.symbols[begin:end].tobytes() for begin, end in bounds))
 
 
-def segment_counts(trie: Any, scores: np.ndarray, unknown: float, chunk: Chunk) -> np.ndarray:
+def segment_counts(trie: Any, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
     """Counts of words in the best segmentation of a chunk, and in how many documents each is, ``(2, n)``."""
     from . import trie_kernel
 
-    ends = np.zeros(len(chunk.symbols) + 1, np.uint8)
-    trie_kernel.segment(chunk.symbols, *trie, scores, unknown, ends)
+    ends = best_ends(trie, scores, chunk.symbols)
     counts = np.zeros((2, len(scores)), np.int64)
     last = np.full(len(scores), -1, np.int64)
     trie_kernel.count_words(chunk.symbols, chunk.starts, ends, *trie, counts[0], counts[1], last)
@@ -230,20 +243,20 @@ def occurrence_counts(trie: Any, num_words: int, chunk: Chunk) -> np.ndarray:
     return counts
 
 
-def expected_counts(trie: Any, scores: np.ndarray, unknown: float, chunk: Chunk) -> np.ndarray:
+def expected_counts(trie: Any, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
     """How often each word is expected in a random segmentation by the words' probabilities, ``(n,)`` float64."""
     from . import trie_kernel
 
     counts = np.zeros(len(scores))
-    trie_kernel.expected_words(chunk.symbols, *trie, scores, unknown, counts)
+    trie_kernel.expected_words(chunk.symbols, *trie, scores, UNKNOWN_SCORE, counts)
     return counts
 
 
-def long_neighbours(trie: Any, lengths: np.ndarray, longer_than: int, chunk: Chunk) -> Tally:
-    """Left and right neighbours of the occurrences of long words: counts of (word, side, symbol)."""
+def neighbours(trie: Any, num_words: int, chunk: Chunk) -> Tally:
+    """Left and right neighbours of the occurrences of the first words of a trie: counts of (word, side, symbol)."""
     from . import trie_kernel
 
-    found = trie_kernel.long_occurrences(chunk.symbols, *trie, lengths, longer_than)
+    found = trie_kernel.occurrences_of_first(chunk.symbols, *trie, num_words)
     sides = [(found[0] * 2 + side) << 16 | found[1 + side] for side in (0, 1)]
     keys, counts = np.unique(np.concatenate(sides), return_counts=True)
     return Tally(np.zeros(0, np.int64), Counter(dict(zip(keys.tolist(), counts.tolist(), strict=True))))
@@ -346,9 +359,9 @@ def _frequent(config: Any, counts: NgramCounts, cohesion: list[np.ndarray] | Non
 class _Statistics:
     """Quantities of any words, by the tables where they are short and by further passes where they are long."""
 
-    def __init__(self, corpus: SymbolCorpus, counts: NgramCounts, cohesion: list[np.ndarray]):
-        self.corpus, self.counts, self.cohesion = corpus, counts, cohesion
-        self.sides = autonomies(counts)
+    def __init__(self, corpus: SymbolCorpus, counts: NgramCounts):
+        self.corpus, self.counts = corpus, counts
+        self.cohesion, self.sides = cohesions(counts), autonomies(counts)
         self.order = len(counts.tables)
 
     def rows(self, words: list[tuple[int, ...]], places: np.ndarray, part: slice) -> np.ndarray:
@@ -396,8 +409,7 @@ class _Statistics:
         trie = build_trie_of(known)
         counts = self.corpus.sum_over_chunks(partial(occurrence_counts, trie, len(known)))[0]
         number = {word: index for index, word in enumerate(known)}
-        lengths = np.array([len(word) if index < len(rare) else 0 for index, word in enumerate(known)])
-        tally = self.corpus.sum_over_chunks(partial(long_neighbours, trie, lengths, 0))
+        tally = self.corpus.sum_over_chunks(partial(neighbours, trie, len(rare)))
         logs, total = np.zeros((len(rare), 2)), math.log(self.counts.totals[0])
         for key, count in sorted(tally.pieces.items()):
             if key & 0xFFFF:  # a break is a neighbour of its own, each time
@@ -437,6 +449,15 @@ def default_min_count(num_symbols: int) -> int:
     return max(3, math.ceil(math.sqrt(num_symbols / 200_000)))
 
 
+def _min_count(corpus: SymbolCorpus, config: Any) -> int:
+    return config.min_count or default_min_count(corpus.num_symbols)
+
+
+def _is_small(corpus: SymbolCorpus, config: Any) -> bool:
+    """Whether too few words of a corpus stand alone between gaps for the default method to find them so."""
+    return config.method == "combined" and corpus.num_symbols < SMALL_CORPUS
+
+
 def discover(corpus: SymbolCorpus, config: Any) -> Lexicon:
     """The lexicon of a corpus.
 
@@ -448,40 +469,40 @@ def discover(corpus: SymbolCorpus, config: Any) -> Lexicon:
         ValueError: nothing in the corpus is frequent enough.
         ImportError: numba is not installed.
     """
-    min_count = config.min_count or default_min_count(corpus.num_symbols)
+    min_count = _min_count(corpus, config)
     counts = count_ngrams(corpus, MOST_ORDER, min_count)
     if not len(counts[1]):
         raise ValueError(
             f"no symbol of the corpus occurs min_count={min_count} times; it has {corpus.num_symbols:,} symbols in "
             f"{corpus.num_documents:,} documents"
         )
-    cohesion = cohesions(counts)
-    statistics = _Statistics(corpus, counts, cohesion)
+    statistics = _Statistics(corpus, counts)
     if config.method == "pmi_cut":
         found = _pmi_cut(corpus, config, counts)
     elif config.method in ("branching_entropy", "topwords"):
         found = _frequent(config, counts)
-    elif config.method == "combined" and corpus.num_symbols < SMALL_CORPUS:
-        # in a short corpus too few words ever stand alone between gaps
-        found = _frequent(config, counts, cohesion)
+    elif _is_small(corpus, config):
+        found = _frequent(config, counts, statistics.cohesion)
     else:
-        found = _chained(corpus, config, counts, cohesion)
+        found = _chained(corpus, config, counts, statistics.cohesion)
     words = sorted(found, key=lambda word: (-found[word], word))
-    log_shares, bonuses = _scores(corpus, config, statistics, words, np.array([found[word] for word in words], float))
-    segmented = corpus.sum_over_chunks(partial(segment_counts, build_trie_of(words), log_shares + bonuses, UNKNOWN_SCORE))
+    trie = build_trie_of(words)
+    log_shares, bonuses = _scores(config, statistics, words, trie, np.array([found[word] for word in words], float))
+    segmented = corpus.sum_over_chunks(partial(segment_counts, trie, log_shares + bonuses))
     # what the segmentation never uses is no word; single symbols stay, for other texts
     used = [place for place, word in enumerate(words) if segmented[0][place] or len(word) == 1]
     return _lexicon(config, statistics, [words[place] for place in used], segmented[:, used], log_shares[used], bonuses[used])
 
 
 def _scores(
-    corpus: SymbolCorpus, config: Any, statistics: _Statistics, words: list[tuple[int, ...]], counts: np.ndarray
+    config: Any, statistics: _Statistics, words: list[tuple[int, ...]], trie: Any, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of words, and what more they are worth to the segmentation, nats."""
+    corpus = statistics.corpus
     lengths = np.array([len(word) for word in words])
     log_shares = _log_shares(counts)
     if config.method == "topwords":
-        return _expectation_maximization(corpus, config, words, log_shares), np.zeros(len(words))
+        return _expectation_maximization(corpus, config, trie, log_shares), np.zeros(len(words))
     bonuses = np.zeros(len(words))
     if config.method == "branching_entropy":
         return log_shares, statistics.autonomy(words) * lengths - log_shares
@@ -489,9 +510,8 @@ def _scores(
         short = lengths <= LONGEST_SCORED
         bonuses[short] = config.autonomy_weight * statistics.autonomy(words)[short]
         bonuses[lengths == 1] -= config.single_symbol_penalty
-    small = config.method == "combined" and corpus.num_symbols < SMALL_CORPUS
-    for _ in range(max(config.em_rounds, SMALL_CORPUS_ROUNDS if small else 0)):
-        segmented = corpus.sum_over_chunks(partial(segment_counts, build_trie_of(words), log_shares + bonuses, UNKNOWN_SCORE))
+    for _ in range(max(config.em_rounds, SMALL_CORPUS_ROUNDS if _is_small(corpus, config) else 0)):
+        segmented = corpus.sum_over_chunks(partial(segment_counts, trie, log_shares + bonuses))
         log_shares = _log_shares(segmented[0].astype(float))
     return log_shares, bonuses
 
@@ -501,13 +521,10 @@ def _log_shares(counts: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(counts, 0.1) / max(1.0, counts.sum()))
 
 
-def _expectation_maximization(
-    corpus: SymbolCorpus, config: Any, words: list[tuple[int, ...]], scores: np.ndarray
-) -> np.ndarray:
+def _expectation_maximization(corpus: SymbolCorpus, config: Any, trie: Any, scores: np.ndarray) -> np.ndarray:
     """Maximum likelihood of the corpus as independent words, whose segmentation is not known (Deng et al. 2016)."""
-    trie = build_trie_of(words)
     for _ in range(config.em_rounds or 10):
-        expected = corpus.sum_over_chunks(partial(expected_counts, trie, scores, UNKNOWN_SCORE))
+        expected = corpus.sum_over_chunks(partial(expected_counts, trie, scores))
         scores = np.log(np.maximum(expected, 1e-6) / expected.sum())
     return scores
 
@@ -552,8 +569,7 @@ def number_words(trie: Any, scores: np.ndarray, numbers: np.ndarray, chunk: Chun
     """A chunk whose symbols are the words of the best segmentation, by their numbers."""
     from . import trie_kernel
 
-    ends = np.zeros(len(chunk.symbols) + 1, np.uint8)
-    trie_kernel.segment(chunk.symbols, *trie, scores, UNKNOWN_SCORE, ends)
+    ends = best_ends(trie, scores, chunk.symbols)
     out, starts = np.empty(len(chunk.symbols), np.uint16), np.empty(len(chunk.starts), np.int64)
     size = trie_kernel.number_words(chunk.symbols, chunk.starts, ends, *trie, numbers, out, starts)
     return Chunk(out[:size].copy(), starts)
@@ -573,16 +589,15 @@ def discover_compounds(corpus: SymbolCorpus, lexicon: Lexicon, config: Any) -> L
     words = corpus.mapped(
         partial(number_words, build_trie_of(lexicon.words), lexicon.scores, numbers), range(len(frequent) + 1)
     )
-    min_count = config.min_count or default_min_count(corpus.num_symbols)
-    counts = count_ngrams(words, MOST_ORDER, min_count)
-    cohesion, sides = cohesions(counts), autonomies(counts)
+    counts = count_ngrams(words, MOST_ORDER, _min_count(corpus, config))
+    statistics = _Statistics(words, counts)
     known = set(lexicon.words)
     grams, compounds, rows = [], [], []
     for table in counts.tables[1:]:
         place = table.order - 1
         open_ends = np.minimum(table.left_entropies, table.right_entropies) >= config.compound_entropy
-        free = np.minimum(sides[0][place], sides[1][place]) >= 0
-        kept = np.flatnonzero((cohesion[place] >= config.compound_cohesion) & open_ends & free)
+        free = np.minimum(statistics.sides[0][place], statistics.sides[1][place]) >= 0
+        kept = np.flatnonzero((statistics.cohesion[place] >= config.compound_cohesion) & open_ends & free)
         for row, gram in zip(kept.tolist(), table.grams[kept].tolist(), strict=True):
             compound = tuple(chain.from_iterable(lexicon.words[frequent[number - 1]] for number in gram))
             # of two segmentations of one string the first, which has fewer words, and is the more frequent one as a rule
@@ -591,32 +606,38 @@ def discover_compounds(corpus: SymbolCorpus, lexicon: Lexicon, config: Any) -> L
                 grams.append(tuple(gram))
                 compounds.append(compound)
                 rows.append((place, row))
-    return _compound_lexicon(corpus, words, config, counts, cohesion, sides, grams, compounds, rows)
+    return _compound_lexicon(corpus, config, statistics, grams, compounds, rows)
 
 
 def _compound_lexicon(
     corpus: SymbolCorpus,
-    words: SymbolCorpus,
     config: Any,
-    counts: NgramCounts,
-    cohesion: list[np.ndarray],
-    sides: tuple[list[np.ndarray], list[np.ndarray]],
+    statistics: _Statistics,
     grams: list[tuple[int, ...]],
     compounds: list[tuple[int, ...]],
     rows: list[tuple[int, int]],
 ) -> Lexicon:
+    """Compounds with their statistics.
+
+    Args:
+        statistics: of the corpus of words.
+        grams: every compound as word numbers.
+        compounds: every compound as symbols.
+        rows: the table, and the row of it, where every compound is.
+    """
+    tables, (left, right) = statistics.counts.tables, statistics.sides
+
     def column(of: Any) -> np.ndarray:
         return np.array([of(place)[row] for place, row in rows])
 
     if not compounds:
         nothing = [np.empty(0, np.int64)] * 3 + [np.empty(0)] * 8
         return Lexicon([], *nothing)
-    found = words.sum_over_chunks(partial(occurrence_counts, build_trie_of(grams), len(grams)))
+    found = statistics.corpus.sum_over_chunks(partial(occurrence_counts, build_trie_of(grams), len(grams)))
     occurrences = corpus.sum_over_chunks(partial(occurrence_counts, build_trie_of(compounds), len(compounds)))[0]
-    autonomy = column(lambda place: sides[0][place] + sides[1][place])
-    cohering = column(lambda place: cohesion[place])
+    autonomy = column(lambda place: left[place] + right[place])
+    cohering = column(lambda place: statistics.cohesion[place])
     lengths = np.array([len(gram) for gram in grams])
-    statistics = _Statistics(words, counts, cohesion)
     columns = {
         "counts": found[0],
         "documents": found[1],
@@ -624,8 +645,8 @@ def _compound_lexicon(
         "log_shares": _log_shares(found[0].astype(float)),
         "bonuses": np.zeros(len(grams)),
         "cohesions": cohering,
-        "left_entropies": column(lambda place: counts.tables[place].left_entropies),
-        "right_entropies": column(lambda place: counts.tables[place].right_entropies),
+        "left_entropies": column(lambda place: tables[place].left_entropies),
+        "right_entropies": column(lambda place: tables[place].right_entropies),
         "autonomies": autonomy,
         "cost_reductions": statistics.cost_reductions(grams, found[0]),
         "wordhoods": _wordhoods(config, found[0], autonomy, cohering, lengths),

@@ -233,9 +233,8 @@ class TermMinerModel(PreTrainedModel):
         if self.config.compounds:
             parts.append(discover_compounds(domain, lexicon, self.config))
         words = [word for part in parts for word in part.words]
-        against = [
-            corpus.sum_over_chunks(partial(occurrence_counts, build_trie_of(words), len(words)))[0] for corpus in backgrounds
-        ]
+        count = partial(occurrence_counts, build_trie_of(words), len(words))
+        against = [corpus.sum_over_chunks(count)[0] for corpus in backgrounds]
         self._keep(names, [domain, *backgrounds], parts, words, against)
         return self
 
@@ -362,7 +361,12 @@ class TermMinerModel(PreTrainedModel):
     # --- terms ---
 
     def extract_terms(
-        self, k: int | None = None, *, include_runs: bool = False, rules: TermRules | bool = True
+        self,
+        k: int | None = None,
+        *,
+        include_runs: bool = False,
+        rules: TermRules | bool = True,
+        min_burstiness: float | None = None,
     ) -> list[dict[str, Any]]:
         """The terms of the domain, the most characteristic first.
 
@@ -373,6 +377,7 @@ class TermMinerModel(PreTrainedModel):
             k: how many; all if None.
             include_runs: whether terms with runs of digits or letters, which read ``0`` and ``a``, are listed.
             rules: hand rules in place of those of the configuration; False for none.
+            min_burstiness: in place of the configuration's.
 
         Returns:
             Rows with ``term``, ``score``, ``count``, ``background_count``, ``document_frequency``, ``cohesion``,
@@ -384,9 +389,9 @@ class TermMinerModel(PreTrainedModel):
         self._check_fitted()
         if k is not None and k < 1:
             raise ValueError(f"k={k} must be positive")
-        order = self._ranking(include_runs)
+        order = self._ranking(include_runs, min_burstiness)
         if rules is True:
-            rules = TermRules.from_dict(self.config.rules) if self.config.rules is not None else False
+            rules = self._rules() or False
         rows = []
         for place in order:
             if k is not None and len(rows) == k:
@@ -395,17 +400,21 @@ class TermMinerModel(PreTrainedModel):
                 rows.append(self._row(int(place)))
         return rows
 
+    def _rules(self) -> TermRules | None:
+        return None if self.config.rules is None else TermRules.from_dict(self.config.rules)
+
     def _termhoods(self) -> np.ndarray:
         return self._column("contrasts" if self.config.background_names else "wordhoods")
 
-    def _ranking(self, include_runs: bool = False) -> np.ndarray:
+    def _ranking(self, include_runs: bool = False, min_burstiness: float | None = None) -> np.ndarray:
         """Places of the terms that pass the configuration's limits, by falling score."""
+        least = self.config.min_burstiness if min_burstiness is None else min_burstiness
         lengths = np.diff(self.table.term_ends.cpu().numpy(), prepend=0)
         documents = self.table.documents.cpu().numpy()
         passes = (lengths >= self.config.min_term_length) & (documents >= self.config.min_documents)
         passes &= self.table.counts.cpu().numpy() > 0
-        if self._asks_for_burstiness():
-            passes &= self._column("burstiness") >= self.config.min_burstiness
+        if self._shows_burstiness() and least > 0:
+            passes &= self._column("burstiness") >= least
         if not include_runs and self.config.level == "character":
             runs = {self.alphabet.ids.get(symbol, -1) for symbol in ("0", "a")}
             of_runs = np.isin(self.table.term_symbols.cpu().numpy(), list(runs))
@@ -413,8 +422,8 @@ class TermMinerModel(PreTrainedModel):
         order = np.lexsort((-self._column("wordhoods"), -self._termhoods()))
         return order[passes[order]]
 
-    def _asks_for_burstiness(self) -> bool:
-        return self.config.min_burstiness > 0 and int(self.table.corpus_sizes[0, 2]) >= ENOUGH_DOCUMENTS
+    def _shows_burstiness(self) -> bool:
+        return int(self.table.corpus_sizes[0, 2]) >= ENOUGH_DOCUMENTS
 
     def _row(self, place: int) -> dict[str, Any]:
         table = self.table
@@ -510,12 +519,12 @@ class TermMinerModel(PreTrainedModel):
                 f"In a million symbols it occurs {domain:,.1f} times in the domain and {rest} "
                 f"({config.contrast} {row['contrast']:.3g}, false discovery rate {detail['q_value']:.2g})."
             )
-        if row["burstiness"] and self._asks_for_burstiness():
+        if row["burstiness"] and self._shows_burstiness() and config.min_burstiness > 0:
             spread = "gathers in few documents" if row["burstiness"] >= config.min_burstiness else "is spread evenly"
             reasons.append(f"It {spread} (burstiness {row['burstiness']:.2f} nats).")
         if detail["rank"] is None:
             reasons.append(f"It is not listed: {self._kept_out(place, row)}.")
-        elif config.rules is not None and (broken := TermRules.from_dict(config.rules).broken(row["term"])):
+        elif (rules := self._rules()) is not None and (broken := rules.broken(row["term"])):
             reasons.append(f"A hand rule strikes it: it {broken}.")
         return reasons
 
@@ -528,7 +537,7 @@ class TermMinerModel(PreTrainedModel):
             return f"it is in {row['document_frequency']} documents, fewer than min_documents={config.min_documents}"
         if not row["count"]:
             return "the segmented corpus holds it only within other words"
-        if self._asks_for_burstiness() and row["burstiness"] < config.min_burstiness:
+        if self._shows_burstiness() and row["burstiness"] < config.min_burstiness:
             return f"its burstiness {row['burstiness']:.2f} is below min_burstiness={config.min_burstiness}"
         return "it holds a run of digits or letters, see include_runs"
 
@@ -557,18 +566,13 @@ class TermMinerModel(PreTrainedModel):
 
         return self._cached("segmenter", make)
 
-    def _compound_places(self) -> dict[tuple[int, ...], int]:
-        def make() -> dict[tuple[int, ...], int]:
-            return {
-                word: self.config.num_words + place
-                for place, word in enumerate(self._symbol_tuples()[self.config.num_words :])
-            }
-
-        return self._cached("compounds", make)
+    def _places(self) -> dict[tuple[int, ...], int]:
+        """The place of each term, by the ids of its symbols; from ``num_words`` on they are compounds."""
+        return self._cached("places", lambda: {word: place for place, word in enumerate(self._symbol_tuples())})
 
     def _join(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Words that are together a compound become one, the longest first, from the left."""
-        compounds, limit = self._compound_places(), self.config.max_term_length
+        places, num_words, limit = self._places(), self.config.num_words, self.config.max_term_length
         symbols = [self.alphabet.encode_term(text[begin:end]) for begin, end in spans]
         joined, first = [], 0
         while first < len(spans):
@@ -578,7 +582,7 @@ class TermMinerModel(PreTrainedModel):
                 gap = text[spans[last - 1][1] : spans[last][0]]
                 if len(together) > limit or gap.strip() or (gap and self.config.level == "character"):
                     break
-                if together in compounds:
+                if places.get(together, -1) >= num_words:
                     stop = last + 1
             joined.append((spans[first][0], spans[stop - 1][1]))
             first = stop
@@ -593,8 +597,7 @@ class TermMinerModel(PreTrainedModel):
             ``term`` (as it stands in the text), ``score``, ``start``, ``end``.
         """
         ranked = self._cached("ranked", lambda: set(self._ranking(include_runs=True).tolist()))
-        places = self._cached("places", lambda: {word: place for place, word in enumerate(self._symbol_tuples())})
-        rules = None if self.config.rules is None else TermRules.from_dict(self.config.rules)
+        places, rules = self._places(), self._rules()
         found = []
         for begin, end in self._join(text, next(iter(self._segmenter().spans([text])))):
             place = places.get(self.alphabet.encode_term(text[begin:end]))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .alphabet import BREAK, Alphabet
-from .discovery import UNKNOWN_SCORE, build_trie_of
-
-CHARACTERS_AT_A_TIME = 2**22
+from .discovery import UNKNOWN_SCORE, best_ends, build_trie_of
+from .symbol_corpus import batched
 
 SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], np.uint32)
 
@@ -37,12 +36,9 @@ class Segmenter:
 
     def ends(self, symbols: np.ndarray) -> np.ndarray:
         """``(n + 1,)`` uint8, 1 where a word, or a symbol that no word holds, ends before symbol i."""
-        found = np.zeros(len(symbols) + 1, np.uint8)
         if self.trie is not None:
-            from .trie_kernel import segment
-
-            segment(symbols, *self.trie, self.scores, UNKNOWN_SCORE, found)
-            return found
+            return best_ends(self.trie, self.scores, symbols)
+        found = np.zeros(len(symbols) + 1, np.uint8)
         whole = symbols.tolist()
         begin = 0
         for place in range(len(whole) + 1):
@@ -64,20 +60,12 @@ class Segmenter:
             yield end
             end = back[end]
 
-    def spans(self, texts: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
+    def spans(self, texts: Iterable[str]) -> Iterator[list[tuple[int, int]]]:
         """Where the words of each text begin and end.
 
         Marks are words of their own, equal ones in a row one; spaces are left out.
         """
-        batch: list[str] = []
-        size = 0
-        for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size >= CHARACTERS_AT_A_TIME:
-                yield from self._batch_spans(batch)
-                batch, size = [], 0
-        if batch:
+        for batch in batched(texts):
             yield from self._batch_spans(batch)
 
     def _batch_spans(self, texts: list[str]) -> Iterator[list[tuple[int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from operator import add
@@ -92,20 +93,17 @@ def _scan(
     return number, scan_windows(windows, range(first, last), ends, max_order, min_count)
 
 
-def _symbols(settings: dict[str, Any], documents: Iterable[str]) -> Iterator[tuple[dict[str, int], int]]:
+def _symbols(settings: dict[str, Any], documents: Iterable[str]) -> Iterator[tuple[Counter[str], int]]:
     reader = CorpusReader(documents, **settings)
-    yield reader.symbols(), reader.num_characters
+    yield Counter(reader.symbols()), reader.num_characters
 
 
 def _chunks(settings: dict[str, Any], alphabet: Alphabet, documents: Iterable[str]) -> Iterator[Chunk]:
     return CorpusReader(documents, **settings).finish(alphabet).chunks()
 
 
-def _merge(first: tuple[dict[str, int], int], second: tuple[dict[str, int], int]) -> tuple[dict[str, int], int]:
-    counts = dict(first[0])
-    for symbol, count in second[0].items():
-        counts[symbol] = counts.get(symbol, 0) + count
-    return counts, first[1] + second[1]
+def _merge(first: tuple[Counter[str], int], second: tuple[Counter[str], int]) -> tuple[Counter[str], int]:
+    return first[0] + second[0], first[1] + second[1]
 
 
 def spark_corpora(
@@ -124,10 +122,10 @@ def spark_corpora(
     Example (``session`` is a ``SparkSession``):
 
     ```python
-    from hfblog import TermMinerConfig, TermMinerModel, spark_corpora
+    >>> from hfblog import TermMinerConfig, TermMinerModel, spark_corpora
+    >>> texts = {"domain": session.read.text("domain/*.txt"), "news": session.read.text("news/*.txt")}  # doctest: +SKIP
+    >>> miner = TermMinerModel(TermMinerConfig()).fit_corpora(spark_corpora(texts))  # doctest: +SKIP
 
-    corpora = spark_corpora({"domain": session.read.text("domain/*.txt"), "background": session.read.text("news/*.txt")})
-    miner = TermMinerModel(TermMinerConfig()).fit_corpora(corpora)
     ```
     """
     try:

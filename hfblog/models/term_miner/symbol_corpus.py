@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +176,7 @@ class CorpusReader:
         parts: list[np.ndarray] = []
         starts: list[np.ndarray] = []
         size = 0
-        for batch in _batches(documents):
+        for batch in batched(documents):
             codes, begins = self._codes(batch)
             self.num_characters += sum(map(len, batch))
             parts.append(codes)
@@ -258,8 +259,12 @@ def temporary_file(directory: str | Path) -> Path:
     return Path(name)
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents, some four million characters at a time."""
+def batched(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents, some four million characters at a time.
+
+    Raises:
+        TypeError: a document that is no string.
+    """
     batch: list[str] = []
     size = 0
     for document in documents:
@@ -282,12 +287,11 @@ def joint_alphabet(
     Args:
         counts: for every corpus, `CorpusReader.symbols`.
     """
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for part in counts:
-        for symbol, count in part.items():
-            total[symbol] = total.get(symbol, 0) + count
+        total.update(part)
     kept = sorted(total, key=lambda symbol: (-total[symbol], symbol))[:MOST_SYMBOLS]
     return Alphabet(sorted(kept), level, normalize, lowercase)
 
 
-__all__ = ["Chunk", "CorpusReader", "SymbolCorpus", "joint_alphabet"]
+__all__ = ["Chunk", "CorpusReader", "SymbolCorpus", "batched", "joint_alphabet"]

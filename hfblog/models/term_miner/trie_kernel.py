@@ -288,8 +288,8 @@ def count_occurrences(symbols, starts, first, keys, children, words, counts, doc
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def long_occurrences(symbols, first, keys, children, words, lengths, longer_than):
-    """Occurrences of words of more than so many symbols, ``(3, n)``: the word, its left and its right neighbour."""
+def occurrences_of_first(symbols, first, keys, children, words, num_words):
+    """Occurrences of the first ``num_words`` words, ``(3, n)``: the word, its left and its right neighbour."""
     length = len(symbols)
     found = np.empty((3, 1024), np.int64)
     size = 0
@@ -300,7 +300,7 @@ def long_occurrences(symbols, first, keys, children, words, lengths, longer_than
         position = begin
         while node >= 0:
             word = words[node]
-            if word >= 0 and lengths[word] > longer_than:
+            if 0 <= word < num_words:
                 if size == found.shape[1]:
                     larger = np.empty((3, 2 * size), np.int64)
                     larger[:, :size] = found

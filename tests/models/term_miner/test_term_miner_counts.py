@@ -234,7 +234,7 @@ def test_expected_counts_are_those_of_all_segmentations():
     expected = [sum(weight * pieces.count(word) for pieces, weight in weights.items()) / total for word in words]
     symbols = np.append(alphabet.encode(text)[0], 0).astype(np.uint16)
     trie = build_trie_of([alphabet.encode_term(word) for word in words])
-    found = expected_counts(trie, scores, UNKNOWN_SCORE, Chunk(symbols, np.array([0, len(symbols)])))
+    found = expected_counts(trie, scores, Chunk(symbols, np.array([0, len(symbols)])))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
