@@ -206,18 +206,17 @@ def test_saved_configuration_names_every_auto_class(model_type, auto_name, tmp_p
 
 
 def stock_trainer(model, folder: Path, rows: Rows, **settings) -> transformers.Trainer:
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=8,
-        num_train_epochs=2,
-        save_strategy="steps",
-        save_steps=3,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=1,
-        **settings,
-    )
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    arguments = transformers.TrainingArguments(output_dir=str(folder), **(defaults | settings))
     return transformers.Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
 
 
@@ -345,3 +344,31 @@ def test_loads_in_a_fresh_process(model_type, auto_name, installed, tmp_path, ru
         hfblog_absent=installed == "without",
     )
     assert_same(outputs(model, batch), torch.load(tmp_path / "output.pt"))
+
+
+# --- on an accelerator ---
+
+needs_accelerator = pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+
+
+@needs_accelerator
+@pytest.mark.parametrize(("model_type", "auto_name"), MODELS)
+def test_gives_the_same_on_an_accelerator(model_type, auto_name):
+    model, batch = build(model_type, auto_name), EXAMPLES[model_type].batch(4, auto_name)
+    expected, device = outputs(model, batch), torch.accelerator.current_accelerator()
+    found = outputs(model.to(device), {name: values.to(device) for name, values in batch.items()})
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.device.type == device.type
+        torch.testing.assert_close(value.cpu(), expected[name], rtol=1e-4, atol=1e-4)
+
+
+@needs_accelerator
+@pytest.mark.parametrize(("model_type", "auto_name"), TRAINED)
+def test_stock_trainer_trains_in_bfloat16_on_an_accelerator(model_type, auto_name, tmp_path):
+    batch = EXAMPLES[model_type].batch(40, auto_name)
+    trainer = stock_trainer(build(model_type, auto_name), tmp_path, Rows(batch), use_cpu=False, bf16=True)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+    assert next(trainer.model.parameters()).device.type == torch.accelerator.current_accelerator().type
