@@ -10,7 +10,6 @@ from .data import encode_words
 from .models.contrastive import MinEntropyEmbeddingConfig, MinEntropyEmbeddingForPreTraining, WordVectors
 from .models.contrastive.tokenization_words import train_word_tokenizer
 from .models.term_miner import TermMinerModel
-from .models.term_miner.symbol_corpus import batched
 
 
 def train_term_vectors(
@@ -40,7 +39,7 @@ def train_term_vectors(
         ValueError: no word is frequent enough.
         ImportError: numba is not installed.
     """
-    corpus = encode_words(_cut(miner, texts), min_count)
+    corpus = encode_words(miner.iter_segment(texts, compounds=True), min_count)
     tokenizer = train_word_tokenizer([corpus.words], keep_order=True)
     offset = len(tokenizer) - len(corpus.words)
     torch.manual_seed(seed)
@@ -59,8 +58,3 @@ def train_term_vectors(
     vectors = WordVectors(model.eval(), tokenizer)
     miner.set_vectors(vectors)
     return vectors
-
-
-def _cut(miner: TermMinerModel, texts: Iterable[str]) -> Iterable[list[str]]:
-    for batch in batched(texts):
-        yield from miner.segment(batch, compounds=True)

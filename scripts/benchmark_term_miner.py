@@ -52,7 +52,6 @@ def lines_of(path: str) -> list[str]:
 def ours(path: str, directory: str, options: dict[str, Any]) -> int:
     from hfblog import TermMinerConfig, TermMinerModel
     from hfblog.corpora import read_documents
-    from hfblog.models.term_miner.symbol_corpus import batched
 
     warm = list(read_documents([path], max_documents=4000))
     TermMinerModel(TermMinerConfig(compounds=options["compounds"])).fit(warm).segment(warm)
@@ -60,9 +59,8 @@ def ours(path: str, directory: str, options: dict[str, Any]) -> int:
     begin(options)
     miner = TermMinerModel(TermMinerConfig(compounds=options["compounds"]))
     miner.fit(read_documents([path]), directory=directory if options["on_disk"] else None)
-    words = 0
-    for batch in batched(read_documents([path])):
-        words += sum(map(len, miner.segment(batch)))
+    options["lexicon_cpu"] = time.process_time() - options["start"]
+    collections.deque(miner.iter_segment(read_documents([path])), maxlen=0)
     return len(miner.words)
 
 

@@ -176,15 +176,6 @@ def _trie_of_grams(grams: list[np.ndarray]) -> Any:
     return build_trie(np.concatenate([part.ravel() for part in grams]), ends)
 
 
-def _joined(trie: Any, symbols: np.ndarray) -> np.ndarray:
-    """``(n,)`` uint8, 1 where a member of the trie spans the gap before a symbol."""
-    from .trie_kernel import mark_chains
-
-    joined = np.zeros(len(symbols), np.uint8)
-    mark_chains(symbols, *trie, joined)
-    return joined
-
-
 def best_ends(trie: Any, scores: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """``(n + 1,)`` uint8, 1 where a word of the segmentation of the highest sum of scores ends before symbol i."""
     from .trie_kernel import segment
@@ -198,10 +189,9 @@ def count_pieces(trie: Any, num_members: int, order: int, longest: int, chunk: C
     """Pieces of a chunk that is cut wherever no member of the trie spans the gap; see the kernel for what counts."""
     from . import trie_kernel
 
-    joined = _joined(trie, chunk.symbols)
     counts = np.zeros(num_members, np.int64)
     begins, ends = np.empty((2, len(chunk.symbols) // (order + 1) + 1), np.int64)
-    found = trie_kernel.count_pieces(chunk.symbols, joined, *trie, order, counts, begins, ends)
+    found = trie_kernel.count_pieces(chunk.symbols, *trie, order, counts, begins, ends)
     pieces = Counter(
         chunk.symbols[begin:end].tobytes()
         for begin, end in zip(begins[:found].tolist(), ends[:found].tolist(), strict=True)
@@ -212,7 +202,10 @@ def count_pieces(trie: Any, num_members: int, order: int, longest: int, chunk: C
 
 def count_all_pieces(trie: Any, longest: int, chunk: Chunk) -> Tally:
     """All pieces of a chunk that is cut wherever no member of the trie spans the gap."""
-    joined = _joined(trie, chunk.symbols)
+    from .trie_kernel import mark_chains
+
+    joined = np.zeros(len(chunk.symbols), np.uint8)
+    mark_chains(chunk.symbols, *trie, joined)
     begins = np.flatnonzero((chunk.symbols > 0) & (joined == 0))
     # the next piece, or the break before it
     stops = np.flatnonzero((chunk.symbols == 0) | (joined == 0))
@@ -226,10 +219,9 @@ def segment_counts(trie: Any, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
     """Counts of words in the best segmentation of a chunk, and in how many documents each is, ``(2, n)``."""
     from . import trie_kernel
 
-    ends = best_ends(trie, scores, chunk.symbols)
     counts = np.zeros((2, len(scores)), np.int64)
     last = np.full(len(scores), -1, np.int64)
-    trie_kernel.count_words(chunk.symbols, chunk.starts, ends, *trie, counts[0], counts[1], last)
+    trie_kernel.count_words(chunk.symbols, chunk.starts, *trie, scores, UNKNOWN_SCORE, counts[0], counts[1], last)
     return counts
 
 
@@ -252,12 +244,17 @@ def expected_counts(trie: Any, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
     return counts
 
 
-def neighbours(trie: Any, num_words: int, chunk: Chunk) -> Tally:
-    """Left and right neighbours of the occurrences of the first words of a trie: counts of (word, side, symbol)."""
+def neighbours(trie: Any, num_words: int, most: int, chunk: Chunk) -> Tally:
+    """Left and right neighbours of the occurrences of the first words of a trie: counts of (word, side, symbol).
+
+    Args:
+        most: that the whole corpus has at most so many of these occurrences.
+    """
     from . import trie_kernel
 
-    found = trie_kernel.occurrences_of_first(chunk.symbols, *trie, num_words)
-    sides = [(found[0] * 2 + side) << 16 | found[1 + side] for side in (0, 1)]
+    found = np.empty((most, 3), np.int64)
+    found = found[: trie_kernel.occurrences_of_first(chunk.symbols, *trie, num_words, found)]
+    sides = [(found[:, 0] * 2 + side) << 16 | found[:, 1 + side] for side in (0, 1)]
     keys, counts = np.unique(np.concatenate(sides), return_counts=True)
     return Tally(np.zeros(0, np.int64), Counter(dict(zip(keys.tolist(), counts.tolist(), strict=True))))
 
@@ -409,7 +406,8 @@ class _Statistics:
         trie = build_trie_of(known)
         counts = self.corpus.sum_over_chunks(partial(occurrence_counts, trie, len(known)))[0]
         number = {word: index for index, word in enumerate(known)}
-        tally = self.corpus.sum_over_chunks(partial(neighbours, trie, len(rare)))
+        most = int(counts[: len(rare)].sum())
+        tally = self.corpus.sum_over_chunks(partial(neighbours, trie, len(rare), most))
         logs, total = np.zeros((len(rare), 2)), math.log(self.counts.totals[0])
         for key, count in sorted(tally.pieces.items()):
             if key & 0xFFFF:  # a break is a neighbour of its own, each time

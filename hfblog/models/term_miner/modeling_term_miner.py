@@ -7,8 +7,9 @@ discovered in a corpus, contrasted with other corpora, and grown from seeds by m
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -553,11 +554,16 @@ class TermMinerModel(PreTrainedModel):
         Returns:
             For each text its words; marks are words of their own, equal ones in a row one, and spaces are left out.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        spans = self._segmenter().spans(texts)
-        if compounds:
-            spans = (self._join(text, found) for text, found in zip(texts, spans, strict=True))
-        return [[text[begin:end] for begin, end in found] for text, found in zip(texts, spans, strict=True)]
+        return list(self.iter_segment([texts] if isinstance(texts, str) else texts, compounds))
+
+    def iter_segment(self, texts: Iterable[str], compounds: bool = False) -> Iterator[list[str]]:
+        """As `segment`, a text after the other, for more of them than memory holds."""
+        if not compounds:
+            yield from self._segmenter().words(texts)
+            return
+        ahead, behind = itertools.tee(texts)
+        for text, spans in zip(behind, self._segmenter().spans(ahead), strict=True):
+            yield [text[begin:end] for begin, end in self._join(text, spans)]
 
     def _segmenter(self) -> Segmenter:
         def make() -> Segmenter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,19 @@ from .discovery import UNKNOWN_SCORE, best_ends, build_trie_of
 from .symbol_corpus import batched
 
 SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], np.uint32)
+
+# Behind each word and each text while texts are cut into strings: they are spaces, which no word holds.
+WORD_END, TEXT_END = "\x1f", "\x1e"
+
+
+class Cut(NamedTuple):
+    """Texts, one after the other, and their words."""
+
+    codes: np.ndarray  # (n,) uint32, code points
+    begins: np.ndarray  # (words,) int64, where in them each word begins
+    ends: np.ndarray  # (words,) int64, and ends
+    bounds: np.ndarray  # (texts + 1,) int64, how many words lie before each text, and in all
+    offsets: np.ndarray  # (texts,) int64, where each text begins
 
 
 class Segmenter:
@@ -66,9 +79,28 @@ class Segmenter:
         Marks are words of their own, equal ones in a row one; spaces are left out.
         """
         for batch in batched(texts):
-            yield from self._batch_spans(batch)
+            _, begins, ends, bounds, offsets = self._cut(batch)
+            for offset, low, high in zip(offsets.tolist(), bounds.tolist(), bounds[1:].tolist(), strict=False):
+                yield list(zip((begins[low:high] - offset).tolist(), (ends[low:high] - offset).tolist(), strict=True))
 
-    def _batch_spans(self, texts: list[str]) -> Iterator[list[tuple[int, int]]]:
+    def words(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """The words of each text, those between `spans`; as strings of one long string they take a fraction of the time."""
+        for batch in batched(texts):
+            codes, begins, ends, bounds, _ = self._cut(batch)
+            lengths = ends - begins
+            before = np.concatenate([[0], np.cumsum(lengths)])
+            num_words, num_texts = len(lengths), len(batch)
+            word_ends = before[1:] + np.arange(num_words) + np.repeat(np.arange(num_texts), np.diff(bounds))
+            text_ends = before[bounds[1:]] + bounds[1:] + np.arange(num_texts)
+            spread = np.empty(before[-1] + num_words + num_texts, np.uint32)
+            of_words = np.ones(len(spread), bool)
+            for places, mark in ((word_ends, WORD_END), (text_ends, TEXT_END)):
+                spread[places], of_words[places] = ord(mark), False
+            spread[of_words] = codes[np.repeat(begins - before[:-1], lengths) + np.arange(before[-1])]
+            for words in spread.tobytes().decode("utf-32-le", "surrogatepass").split(TEXT_END)[:-1]:
+                yield words[:-1].split(WORD_END) if words else []
+
+    def _cut(self, texts: list[str]) -> Cut:
         joined = "\n".join(texts) + "\n"
         lengths = np.array([len(text) + 1 for text in texts])
         offsets = np.cumsum(lengths) - lengths
@@ -76,7 +108,8 @@ class Segmenter:
             symbols, begins, ends = self.alphabet.encode(joined)
         else:
             symbols, begins, ends = self._encode_words(texts, offsets)
-        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)[begins]
+        every_code = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = every_code[begins]
         breaks = symbols == BREAK
         starts = np.ones(len(symbols), bool)
         starts[1:] = breaks[1:] | breaks[:-1] | (self.ends(symbols)[1:-1] == 1)
@@ -87,8 +120,7 @@ class Segmenter:
         words = ~np.isin(codes[firsts], SPACES)
         word_begins, word_ends = word_begins[words], word_ends[words]
         bounds = np.searchsorted(word_begins, np.append(offsets, len(joined)))
-        for offset, low, high in zip(offsets.tolist(), bounds.tolist(), bounds[1:].tolist(), strict=False):
-            yield list(zip((word_begins[low:high] - offset).tolist(), (word_ends[low:high] - offset).tolist(), strict=True))
+        return Cut(every_code, word_begins, word_ends, bounds, offsets)
 
     def _encode_words(self, texts: list[str], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Words of all texts, and a break behind each."""

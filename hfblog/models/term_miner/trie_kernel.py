@@ -20,13 +20,13 @@ class Trie(NamedTuple):
 
     Attributes:
         first: ``(65536,)`` int32, the root's children.
-        keys, children: the other nodes' children, a hash table; 0 and -1 where it is empty.
+        edges: ``(room, 2)`` uint64, the other nodes' children, a hash table: a key, 0 where it is empty, and the child. Side
+            by side they are one access to memory.
         words: ``(nodes,)`` int32, the word that ends at a node, or -1.
     """
 
     first: np.ndarray
-    keys: np.ndarray
-    children: np.ndarray
+    edges: np.ndarray
     words: np.ndarray
 
 
@@ -37,21 +37,21 @@ def _place(key, mask):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, inline="always")
-def child(node, symbol, keys, children):
+def child(node, symbol, edges):
     """The node after a symbol, or -1."""
-    mask = len(keys) - 1
+    mask = len(edges) - 1
     key = (np.uint64(node + 1) << np.uint64(16)) | np.uint64(symbol)
     place = _place(key, mask)
-    while keys[place] != 0:
-        if keys[place] == key:
-            return children[place]
+    while edges[place, 0] != 0:
+        if edges[place, 0] == key:
+            return np.int32(edges[place, 1])
         place = (place + 1) & mask
     return np.int32(-1)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def _fill(symbols, ends, first, keys, children, words):
-    mask = len(keys) - 1
+def _fill(symbols, ends, first, edges, words):
+    mask = len(edges) - 1
     nodes = 0
     begin = 0
     for word in range(len(ends)):
@@ -64,16 +64,34 @@ def _fill(symbols, ends, first, keys, children, words):
         for position in range(begin + 1, end):
             key = (np.uint64(node + 1) << np.uint64(16)) | np.uint64(symbols[position])
             place = _place(key, mask)
-            while keys[place] != 0 and keys[place] != key:
+            while edges[place, 0] != 0 and edges[place, 0] != key:
                 place = (place + 1) & mask
-            if keys[place] == 0:
-                keys[place] = key
-                children[place] = nodes
+            if edges[place, 0] == 0:
+                edges[place, 0] = key
+                edges[place, 1] = nodes
                 nodes += 1
-            node = children[place]
+            node = np.int32(edges[place, 1])
         words[node] = word
         begin = end
     return nodes
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _move(edges, smaller):
+    mask = len(smaller) - 1
+    for row in range(len(edges)):
+        key = edges[row, 0]
+        if key != 0:
+            place = _place(key, mask)
+            while smaller[place, 0] != 0:
+                place = (place + 1) & mask
+            smaller[place, 0] = key
+            smaller[place, 1] = edges[row, 1]
+
+
+def _room(num_edges: int) -> int:
+    """A power of two, at least twice as many rows as edges."""
+    return 1 << max(4, (2 * num_edges).bit_length())
 
 
 def build_trie(symbols: np.ndarray, ends: np.ndarray) -> Trie:
@@ -83,21 +101,20 @@ def build_trie(symbols: np.ndarray, ends: np.ndarray) -> Trie:
         symbols: ``(all,)`` uint16, of all words one after the other; none is 0.
         ends: ``(n,)`` int64, where each word ends.
     """
-    room = 16
-    while room < 2 * len(symbols):
-        room *= 2
     trie = Trie(
         np.full(2**16, -1, np.int32),
-        np.zeros(room, np.uint64),
-        np.full(room, -1, np.int32),
+        np.zeros((_room(len(symbols)), 2), np.uint64),
         np.full(len(symbols) + 1, -1, np.int32),
     )
     nodes = _fill(symbols, ends, *trie)
-    return trie._replace(words=trie.words[:nodes].copy())
+    # words share their beginnings: a table of no more than is needed stays in the processor's caches
+    edges = np.zeros((_room(nodes), 2), np.uint64)
+    _move(trie.edges, edges)
+    return trie._replace(edges=edges, words=trie.words[:nodes].copy())
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def mark_chains(symbols, first, keys, children, words, joined):
+def mark_chains(symbols, first, edges, words, joined):
     """``joined[i] = 1`` where a word of the trie spans the gap before symbol i."""
     length = len(symbols)
     for begin in range(length):
@@ -106,7 +123,7 @@ def mark_chains(symbols, first, keys, children, words, joined):
         node = first[symbols[begin]]
         position = begin + 1
         while node >= 0 and position < length and symbols[position] != 0:
-            node = child(node, symbols[position], keys, children)
+            node = child(node, symbols[position], edges)
             position += 1
             if node >= 0 and words[node] >= 0:
                 for gap in range(begin + 1, position):
@@ -114,125 +131,151 @@ def mark_chains(symbols, first, keys, children, words, joined):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def count_pieces(symbols, joined, first, keys, children, words, order, counts, long_begins, long_ends):
-    """Counts of the pieces between gaps that are not joined.
+def count_pieces(symbols, first, edges, words, order, counts, long_begins, long_ends):
+    """Counts of the pieces between gaps that no word of the trie spans.
 
     A piece of up to ``order`` symbols that is in the trie counts at its word. A longer one whose every stretch of ``order``
     symbols is in the trie is written to ``long_begins`` and ``long_ends``; how many, is given back.
     """
     length = len(symbols)
+    whole = np.empty(order, np.int64)  # the word that the first 1, 2, ... symbols of the piece are, or -1
+    piece = -1  # where it begins
+    far = 0  # how far the words reach that begin in it
+    stretches = 0  # how many of its stretches are in the trie
     found = 0
-    begin = 0
-    while begin < length:
-        if symbols[begin] == 0:
-            begin += 1
+    for start in range(length + 1):
+        symbol = symbols[start] if start < length else 0
+        if piece >= 0 and (symbol == 0 or far <= start):
+            size = start - piece
+            if size > order:
+                if stretches == size - order + 1:
+                    long_begins[found] = piece
+                    long_ends[found] = start
+                    found += 1
+            elif whole[size - 1] >= 0:
+                counts[whole[size - 1]] += 1
+            piece = -1
+        if symbol == 0:
             continue
-        end = begin + 1
-        while end < length and symbols[end] != 0 and joined[end]:
-            end += 1
-        size = end - begin
-        whole = True
-        for start in range(begin, max(begin + 1, end - order + 1)):
-            node = first[symbols[start]]
-            for position in range(start + 1, min(start + order, end)):
-                if node < 0:
-                    break
-                node = child(node, symbols[position], keys, children)
-            if node < 0 or words[node] < 0:
-                whole = False
+        if piece < 0:
+            piece, far, stretches = start, start + 1, 0
+            whole[:] = -1
+        node = first[symbol]
+        stop = start
+        while node >= 0:
+            stop += 1
+            word = words[node]
+            if word >= 0:
+                far = max(far, stop)
+                if start == piece and stop - start <= order:
+                    whole[stop - start - 1] = word
+                if stop - start == order:
+                    stretches += 1
+            if stop == length or symbols[stop] == 0:
                 break
-            if size <= order:
-                counts[words[node]] += 1
-        if whole and size > order:
-            long_begins[found] = begin
-            long_ends[found] = end
-            found += 1
-        begin = end
+            node = child(node, symbols[stop], edges)
     return found
 
 
+@numba.njit(cache=True, nogil=True, boundscheck=False, inline="always")
+def _run_end(symbols, begin):
+    """Where the symbols from ``begin`` on, which are no breaks, end."""
+    end = begin + 1
+    while end < len(symbols) and symbols[end] != 0:
+        end += 1
+    return end
+
+
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def segment(symbols, first, keys, children, words, scores, unknown, ends):
+def _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last):
+    """The segmentation of a run of the highest sum of scores.
+
+    For every place: the best sum up to it, where its last word begins, and which it is, -1 for an unknown symbol.
+    """
+    best[0] = 0.0
+    for place in range(1, size + 1):
+        best[place] = -np.inf
+    for place in range(size):
+        so_far = best[place]
+        node = first[symbols[begin + place]]
+        if node < 0 or words[node] < 0:
+            score = so_far + unknown
+            if score > best[place + 1]:
+                best[place + 1] = score
+                back[place + 1] = place
+                last[place + 1] = -1
+        next_place = place
+        while node >= 0:
+            next_place += 1
+            word = words[node]
+            if word >= 0:
+                score = so_far + scores[word]
+                if score > best[next_place]:
+                    best[next_place] = score
+                    back[next_place] = place
+                    last[next_place] = word
+            if next_place == size:
+                break
+            node = child(node, symbols[begin + next_place], edges)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def segment(symbols, first, edges, words, scores, unknown, ends):
     """The segmentation of the highest sum of scores: ``ends[i] = 1`` where a word, or an unknown symbol, ends before i.
 
     ``ends`` ``(n + 1,)`` holds zeros.
     """
-    length = len(symbols)
     room = 256
-    best = np.empty(room + 1, np.float64)
-    back = np.empty(room + 1, np.int64)
+    best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
     begin = 0
-    while begin < length:
+    while begin < len(symbols):
         if symbols[begin] == 0:
             begin += 1
             continue
-        end = begin + 1
-        while end < length and symbols[end] != 0:
-            end += 1
-        size = end - begin
+        size = _run_end(symbols, begin) - begin
         if size > room:
             room = 2 * size
-            best = np.empty(room + 1, np.float64)
-            back = np.empty(room + 1, np.int64)
-        best[0] = 0.0
-        for place in range(1, size + 1):
-            best[place] = -np.inf
-        for place in range(size):
-            so_far = best[place]
-            node = first[symbols[begin + place]]
-            if node < 0 or words[node] < 0:
-                score = so_far + unknown
-                if score > best[place + 1]:
-                    best[place + 1] = score
-                    back[place + 1] = place
-            next_place = place
-            while node >= 0:
-                next_place += 1
-                word = words[node]
-                if word >= 0:
-                    score = so_far + scores[word]
-                    if score > best[next_place]:
-                        best[next_place] = score
-                        back[next_place] = place
-                if next_place == size:
-                    break
-                node = child(node, symbols[begin + next_place], keys, children)
+            best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
+        _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last)
         place = size
         while place > 0:
             ends[begin + place] = 1
             place = back[place]
-        begin = end
+        begin += size
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def count_words(symbols, starts, ends, first, keys, children, words, counts, documents, last_document):
-    """Counts of the words between ``ends``, and in how many documents each occurs; ``last_document`` starts at -1."""
+def count_words(symbols, starts, first, edges, words, scores, unknown, counts, documents, last_document):
+    """Counts of the words of that segmentation, and in how many documents each occurs; ``last_document`` starts at -1."""
+    room = 256
+    best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
     document = 0
-    length = len(symbols)
     begin = 0
-    while begin < length:
+    while begin < len(symbols):
         if symbols[begin] == 0:
             begin += 1
             continue
         while document + 1 < len(starts) and starts[document + 1] <= begin:
             document += 1
-        node = first[symbols[begin]]
-        end = begin + 1
-        while end < length and symbols[end] != 0 and not ends[end]:
-            if node >= 0:
-                node = child(node, symbols[end], keys, children)
-            end += 1
-        if node >= 0 and words[node] >= 0:
-            word = words[node]
-            counts[word] += 1
-            if last_document[word] != document:
-                last_document[word] = document
-                documents[word] += 1
-        begin = end
+        size = _run_end(symbols, begin) - begin
+        if size > room:
+            room = 2 * size
+            best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
+        _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last)
+        place = size
+        while place > 0:
+            word = last[place]
+            if word >= 0:
+                counts[word] += 1
+                if last_document[word] != document:
+                    last_document[word] = document
+                    documents[word] += 1
+            place = back[place]
+        begin += size
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def number_words(symbols, starts, ends, first, keys, children, words, numbers, out, out_starts):
+def number_words(symbols, starts, ends, first, edges, words, numbers, out, out_starts):
     """One number for every word between ``ends``, ``numbers[word]``, 0 for unknown ones and breaks; gives back how many."""
     length = len(symbols)
     document = 0
@@ -251,7 +294,7 @@ def number_words(symbols, starts, ends, first, keys, children, words, numbers, o
         end = begin + 1
         while end < length and symbols[end] != 0 and not ends[end]:
             if node >= 0:
-                node = child(node, symbols[end], keys, children)
+                node = child(node, symbols[end], edges)
             end += 1
         out[size] = numbers[words[node]] if node >= 0 and words[node] >= 0 else 0
         size += 1
@@ -263,7 +306,7 @@ def number_words(symbols, starts, ends, first, keys, children, words, numbers, o
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def count_occurrences(symbols, starts, first, keys, children, words, counts, documents, last_document):
+def count_occurrences(symbols, starts, first, edges, words, counts, documents, last_document):
     """Counts of all occurrences of every word, those within other words, too, and in how many documents it occurs."""
     document = 0
     length = len(symbols)
@@ -284,14 +327,16 @@ def count_occurrences(symbols, starts, first, keys, children, words, counts, doc
             position += 1
             if position == length or symbols[position] == 0:
                 break
-            node = child(node, symbols[position], keys, children)
+            node = child(node, symbols[position], edges)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def occurrences_of_first(symbols, first, keys, children, words, num_words):
-    """Occurrences of the first ``num_words`` words, ``(3, n)``: the word, its left and its right neighbour."""
+def occurrences_of_first(symbols, first, edges, words, num_words, found):
+    """Occurrences of the first ``num_words`` words: the word, its left and its right neighbour into ``found`` ``(n, 3)``.
+
+    Gives back how many there are.
+    """
     length = len(symbols)
-    found = np.empty((3, 1024), np.int64)
     size = 0
     for begin in range(length):
         if symbols[begin] == 0:
@@ -301,37 +346,29 @@ def occurrences_of_first(symbols, first, keys, children, words, num_words):
         while node >= 0:
             word = words[node]
             if 0 <= word < num_words:
-                if size == found.shape[1]:
-                    larger = np.empty((3, 2 * size), np.int64)
-                    larger[:, :size] = found
-                    found = larger
-                found[0, size] = word
-                found[1, size] = symbols[begin - 1] if begin > 0 else 0
-                found[2, size] = symbols[position + 1] if position + 1 < length else 0
+                found[size, 0] = word
+                found[size, 1] = symbols[begin - 1] if begin > 0 else 0
+                found[size, 2] = symbols[position + 1] if position + 1 < length else 0
                 size += 1
             position += 1
             if position == length or symbols[position] == 0:
                 break
-            node = child(node, symbols[position], keys, children)
-    return found[:, :size]
+            node = child(node, symbols[position], edges)
+    return size
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def expected_words(symbols, first, keys, children, words, scores, unknown, expected):
+def expected_words(symbols, first, edges, words, scores, unknown, expected):
     """Adds to ``expected`` how often each word is expected, by forward and backward sums over all segmentations."""
-    length = len(symbols)
     room = 256
     ahead = np.empty(room + 1, np.float64)
     behind = np.empty(room + 1, np.float64)
     begin = 0
-    while begin < length:
+    while begin < len(symbols):
         if symbols[begin] == 0:
             begin += 1
             continue
-        end = begin + 1
-        while end < length and symbols[end] != 0:
-            end += 1
-        size = end - begin
+        size = _run_end(symbols, begin) - begin
         if size > room:
             room = 2 * size
             ahead = np.empty(room + 1, np.float64)
@@ -362,7 +399,7 @@ def expected_words(symbols, first, keys, children, words, scores, unknown, expec
                             total = np.logaddexp(total, scores[word] + rest)
                     if stop == size:
                         break
-                    node = child(node, symbols[begin + stop], keys, children)
+                    node = child(node, symbols[begin + stop], edges)
                 if way == 1:
                     behind[place] = total
         behind[size] = 0.0
@@ -376,5 +413,5 @@ def expected_words(symbols, first, keys, children, words, scores, unknown, expec
                     expected[word] += np.exp(ahead[place] + scores[word] + behind[stop] - ahead[size])
                 if stop == size:
                     break
-                node = child(node, symbols[begin + stop], keys, children)
-        begin = end
+                node = child(node, symbols[begin + stop], edges)
+        begin += size

@@ -148,12 +148,12 @@ def test_chains_and_backtracking():
     trie_kernel.mark_chains(symbols, *trie, joined)
     assert joined.tolist() == [0, 0, 1, 1, 0, 0, 1, 0]
     counts, bounds = np.zeros(len(members), np.int64), np.empty((2, 3), np.int64)
-    found = trie_kernel.count_pieces(symbols, joined, *trie, 2, counts, *bounds)
+    found = trie_kernel.count_pieces(symbols, *trie, 2, counts, *bounds)
     assert counts.tolist() == [0, 0, 1, 1]
     # with order 2 every pair of 各项目 is a member; with order 4 the whole would have to be one
     assert found == 1 and bounds[:, 0].tolist() == [1, 4]
     counts[:] = 0
-    assert trie_kernel.count_pieces(symbols, joined, *trie, 4, counts, *bounds) == 0
+    assert trie_kernel.count_pieces(symbols, *trie, 4, counts, *bounds) == 0
     assert counts.tolist() == [0, 0, 1, 1]
 
 
@@ -244,6 +244,7 @@ def test_marks_and_spaces_of_a_segmentation():
     texts = ["天地……天，，。 １９ab  地", "", "  ", "天"]
     found = [[text[begin:end] for begin, end in spans] for text, spans in zip(texts, segmenter.spans(texts), strict=True)]
     assert found == [["天地", "……", "天", "，，", "。", "１９", "ab", "地"], [], [], ["天"]]
+    assert list(segmenter.words(texts)) == found
 
 
 @pytest.mark.parametrize("wrong", [{"max_order": 0}, {"max_order": 5}, {"min_count": 0}])
