@@ -3,7 +3,7 @@
     python scripts/mine_terms.py laws/ --background news.txt reviews.jsonl --top 1000 --output outputs/laws
     zcat corpus.txt.gz | python scripts/mine_terms.py - --top 200
     python scripts/mine_terms.py chinese-news --background chinese-reviews --top 500
-    python scripts/mine_terms.py abstracts.parquet --column abstract --level word
+    python scripts/mine_terms.py abstracts.parquet --column abstract --level word --rules english
 
 A corpus is text (a document a line), JSON lines, CSV, parquet, compressed or not, a folder of these, standard input (-), or
 one of hfblog's data sets by name. The output folder holds terms.csv, terms.json, terms.txt (jieba's user dictionary),
@@ -28,6 +28,7 @@ from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from hfblog import TermMinerConfig, TermMinerModel  # noqa: E402
 from hfblog.corpora import STANDARD_INPUT, read_documents  # noqa: E402
 from hfblog.data import NAMED_DATA, load_data, text_column_of  # noqa: E402
+from hfblog.models.term_miner.rules import LANGUAGES  # noqa: E402
 from hfblog.term_report import find_examples, print_table, write_report  # noqa: E402
 from hfblog.term_vectors import train_term_vectors  # noqa: E402
 
@@ -61,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="fields of TermMinerConfig, such as min_count=10"
     )
+    parser.add_argument("--rules", choices=LANGUAGES, help="leave out what a reader of this language would strike at once")
     parser.add_argument("--seeds", nargs="+", default=[], metavar="TERM", help="grow a list from these terms, by meaning")
     parser.add_argument("--negatives", nargs="+", default=[], metavar="TERM", help="away from these")
     parser.add_argument("--directory", help="where the corpora lie while they are counted; a temporary folder by default")
@@ -82,6 +84,8 @@ def mine(arguments: argparse.Namespace) -> None:
         if not separator or name not in TermMinerConfig.__annotations__:
             raise ValueError(f"--set {pair}: there is no such field of TermMinerConfig")
         settings[name] = yaml.safe_load(value)
+    if arguments.rules:
+        settings["rules"] = arguments.rules
     start = time.perf_counter()
     miner = TermMinerModel(TermMinerConfig(level=arguments.level, **settings))
     background = {Path(source).name: documents([source], arguments) for source in arguments.background}

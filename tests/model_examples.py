@@ -399,6 +399,7 @@ EXAMPLES = {
             {"prior_strength": -1.0},
             {"min_similarity": 0.9, "max_similarity": 0.8},
             {"em_rounds": -1},
+            {"rules": "french"},
         ),
     ),
     "vae": ModelExample(

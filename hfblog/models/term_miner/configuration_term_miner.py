@@ -15,6 +15,7 @@ from .alphabet import LEVELS
 from .contrast_scores import COMBINATIONS, CONTRASTS
 from .discovery import METHODS
 from .ngram_counts import MOST_ORDER
+from .rules import TermRules
 
 # Nats that an n-gram of 2, 3 and 4 symbols must cohere by.
 COHESION_THRESHOLDS = {"combined": (1.0, 3.0, 5.0), "ngram_cohesion": (2.0, 4.0, 6.0)}
@@ -55,7 +56,7 @@ class TermMinerConfig(PreTrainedConfig):
         min_documents: terms occur in at least so many documents.
         min_burstiness: terms are bursty by at least so many nats (residual inverse document frequency, Church and Gale 1995):
             words that are spread evenly over all documents are none. Not asked of fewer than 100 documents.
-        rules: hand rules that terms must pass, the settings of `TermRules`; none if None.
+        rules: hand rules that terms must pass: ``"chinese"``, ``"english"``, or the settings of `TermRules`; none if None.
         min_similarity, max_similarity, decay: of growth from seeds: how near a neighbour must be at depth 0, in the end, and
             how fast that rises.
         top_n: neighbours of a term that are looked at.
@@ -110,7 +111,7 @@ class TermMinerConfig(PreTrainedConfig):
     min_term_length: int = 2
     min_documents: int = 1
     min_burstiness: float | int = 0.3
-    rules: dict[str, Any] | None = None
+    rules: dict[str, Any] | str | None = None
     min_similarity: float | int = 0.6
     max_similarity: float | int = 1.0
     decay: float | int = 0.35
@@ -191,6 +192,8 @@ class TermMinerConfig(PreTrainedConfig):
         ):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} must be finite and not negative")
+        if self.rules is not None:
+            TermRules.of(self.rules)
         if not -1 <= self.min_similarity <= self.max_similarity <= 1:
             raise ValueError(
                 f"min_similarity={self.min_similarity} and max_similarity={self.max_similarity} are cosines, the least first"

@@ -402,7 +402,7 @@ class TermMinerModel(PreTrainedModel):
         return rows
 
     def _rules(self) -> TermRules | None:
-        return None if self.config.rules is None else TermRules.from_dict(self.config.rules)
+        return None if self.config.rules is None else TermRules.of(self.config.rules)
 
     def _termhoods(self) -> np.ndarray:
         return self._column("contrasts" if self.config.background_names else "wordhoods")

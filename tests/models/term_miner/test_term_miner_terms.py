@@ -173,7 +173,15 @@ def test_rules():
     ]
     assert rules.broken("每年") == "begins with '每'"
     with pytest.raises(ValueError, match="unknown rules 'contain'; there are"):
-        TermRules.from_dict({"contain": ["的"]})
+        TermRules.of({"contain": ["的"]})
+    with pytest.raises(ValueError, match="rules='french' must be settings, or one of 'chinese', 'english'"):
+        TermRules.of("french")
+    english = TermRules.of("english")
+    assert english.broken("of the nation") == "begins or ends with the word 'of'"
+    assert [term for term in ("interest rates", "the treasury", "1 to 5", "x y", "ofsted") if english.accepts(term)] == [
+        "interest rates",
+        "ofsted",
+    ]
     with pytest.raises(ValueError, match="must be a list of strings"):
         TermRules(starts="每各")
     with pytest.raises(ValueError, match="no regular expression"):
