@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from .data import condition_columns, find_column, text_column_of
 from .models.conditional_ln_bert import ConditionalLNBertForGeneration
+from .models.contrastive.modeling_nce_lm import CACHE_NAMES
 from .pictures import plot
 from .recipes import EvaluationRun, GenerationEvaluationArguments
 
@@ -178,8 +179,8 @@ def cache_exactness(model: PreTrainedModel, ids: Tensor, **states: Any) -> list[
     whole = model(ids, use_cache=False, **states).logits
     cache, steps = None, []
     for token in ids.split(1, dim=1):
-        output = model(token, past_key_values=cache, use_cache=True, **states)
-        cache = output.past_key_values
+        output = model(token, cache=cache, use_cache=True, **states)
+        cache = next(output[name] for name in CACHE_NAMES if output.get(name) is not None)
         steps.append(output.logits)
     error = (torch.cat(steps, dim=1) - whole).abs().max().item()
     return [{"label": "largest difference of logits with and without cache", "value": error}]

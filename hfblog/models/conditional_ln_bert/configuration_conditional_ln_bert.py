@@ -68,7 +68,7 @@ class ConditionalLNBertConfig(PreTrainedConfig):
     """
 
     model_type = "conditional_ln_bert"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     sub_configs = {"vision_config": AutoConfig}
     auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_conditional_ln_bert.ConditionalLNBertConfig",

@@ -39,6 +39,9 @@ from .tokenization_conditional_ln_bert import prune_tokenizer, used_tokens
 
 logger = logging.get_logger(__name__)
 
+# Under which name transformers gives and takes a cache; it changed in version 5.24.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 # RoBERTa's names for the same layers.
 ROBERTA_NAMES = {
     r"^roberta\.": "bert.",
@@ -256,15 +259,15 @@ class ConditionalLNBertSelfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         extra: Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         key = self.key(hidden_states).view(shape).transpose(1, 2)
         value = self.value(hidden_states).view(shape).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         if extra is not None:  # the condition's own key and value, which every query sees
             more_key, more_value = (state.to(key.dtype).view(len(key), -1, 1, self.head_size) for state in extra.unbind(1))
             key, value = torch.cat([more_key, key], dim=2), torch.cat([more_value, value], dim=2)
@@ -335,13 +338,11 @@ class ConditionalLNBertLayer(GradientCheckpointingLayer):
         attention_norm: Tensor | None,
         output_norm: Tensor | None,
         extra: Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
         # What carries gradients comes by position: reentrant checkpointing loses track of keywords.
-        attended = self.attention(
-            hidden_states, attention_mask, attention_norm, extra, past_key_values=past_key_values, **kwargs
-        )
+        attended = self.attention(hidden_states, attention_mask, attention_norm, extra, cache=cache, **kwargs)
         return self.output(self.intermediate(attended), attended, output_norm)
 
 
@@ -378,7 +379,7 @@ def build_attention_mask(
     config: PreTrainedConfig,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     token_type_ids: Tensor | None,
 ) -> Tensor | None:
     """The mask of the configuration's ``attention_type``, as its attention implementation takes it."""
@@ -394,8 +395,8 @@ def build_attention_mask(
         config=config,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=past_key_values,
         block_sequence_ids=blocks,
+        **{CACHE_NAME: cache},
     )
 
 
@@ -668,6 +669,7 @@ class ConditionalLNBertModel(ConditionalLNBertPreTrainedModel):
         pixel_values: Tensor | None = None,
         condition_states: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
@@ -682,8 +684,9 @@ class ConditionalLNBertModel(ConditionalLNBertPreTrainedModel):
             condition_ids: ``(batch,)`` or ``(batch, attributes)`` classes, -1 where an attribute is not given.
             pixel_values: ``(batch, channels, height, width)`` for a model with an image encoder.
             condition_states: result of `condition_states`, in place of the three.
-            past_key_values, use_cache: see transformers' caches.
+            past_key_values, cache, use_cache: see transformers' caches; the first two are one thing, renamed in version 5.24.
         """
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if input_ids is not None else inputs_embeds
@@ -693,14 +696,14 @@ class ConditionalLNBertModel(ConditionalLNBertPreTrainedModel):
             vector = self.condition_vector(condition, condition_ids, pixel_values, batch_size)
             condition_states = self.condition_states(vector)
         if self.config.attention_type == "bidirectional":
-            use_cache, past_key_values = False, None
-        elif use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            use_cache, cache = False, None
+        elif use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(length, device=given.device)[None] + past
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        mask = build_attention_mask(self.config, words, attention_mask, past_key_values, token_type_ids)
+        mask = build_attention_mask(self.config, words, attention_mask, cache, token_type_ids)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
 
@@ -716,13 +719,11 @@ class ConditionalLNBertModel(ConditionalLNBertPreTrainedModel):
 
         hidden_states = self.embeddings(words, token_type_ids, position_ids, next(norms), added)
         for layer in self.encoder.layer:
-            hidden_states = layer(
-                hidden_states, mask, next(norms), next(norms), next(extras), past_key_values=past_key_values, **kwargs
-            )
+            hidden_states = layer(hidden_states, mask, next(norms), next(norms), next(extras), cache=cache, **kwargs)
         return BaseModelOutput(
             last_hidden_state=hidden_states,
             pooler_output=self.pooler(hidden_states, attention_mask) if self.pooler is not None else None,
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE_NAME: cache if use_cache else None},
         )
 
 
@@ -818,6 +819,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         condition_guidance: float | Tensor | None = None,
         labels: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -830,7 +832,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
                 them. The logits are then those of the negative condition plus ``condition_guidance`` times the difference.
             logits_to_keep: only the last so many positions get logits; 0 for all.
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, condition, condition_ids,
-                pixel_values, condition_states, past_key_values, use_cache: see [`ConditionalLNBertModel`].
+                pixel_values, condition_states, past_key_values, cache, use_cache: see [`ConditionalLNBertModel`].
         """
         rows = len(input_ids if input_ids is not None else inputs_embeds)
         if condition_states is None:
@@ -850,7 +852,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             position_ids,
             inputs_embeds,
             condition_states=condition_states,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             use_cache=use_cache and labels is None,
             return_dict=True,
             **kwargs,
@@ -867,7 +869,7 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1013,19 +1015,20 @@ class ConditionalLNBertForGeneration(ConditionalLNBertPreTrainedModel, Generatio
             model_kwargs["token_type_ids"][:, -num_new_tokens:] = 1
         return model_kwargs
 
-    def _reorder_cache(self, past_key_values: Cache, beam_idx: Tensor) -> Cache:
+    def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:
         """Beams change places in both halves of a guided cache."""
-        rows = past_key_values.layers[0].keys.shape[0]
+        rows = cache.layers[0].keys.shape[0]
         if rows == 2 * len(beam_idx):
             beam_idx = torch.cat([beam_idx, beam_idx + len(beam_idx)])
-        past_key_values.reorder_cache(beam_idx)
-        return past_key_values
+        cache.reorder_cache(beam_idx)
+        return cache
 
     @staticmethod
     def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, token_type_ids=None, **kwargs
+        config, inputs_embeds, attention_mask, past_key_values=None, token_type_ids=None, cache=None, **kwargs
     ) -> Tensor | None:
-        return build_attention_mask(config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        cache = past_key_values if cache is None else cache
+        return build_attention_mask(config, inputs_embeds, attention_mask, cache, token_type_ids)
 
     # density and classification
 

@@ -507,14 +507,15 @@ def test_beams_with_cache_are_beams_without(guidance):
         torch.testing.assert_close(whole.sequences_scores, log_probs, rtol=1e-4, atol=1e-4)
 
 
-def test_logits_with_cache_and_without():
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_logits_with_cache_and_without(name):
     model = build()
     ids = tokens(2, 12)
     whole = model(ids, condition_ids=torch.tensor([0, 1]), use_cache=False).logits
     cache, parts = None, []
     for part in ids.split(1, dim=1):
-        output = model(part, condition_ids=torch.tensor([0, 1]), past_key_values=cache, use_cache=True)
-        cache, parts = output.past_key_values, [*parts, output.logits]
+        output = model(part, condition_ids=torch.tensor([0, 1]), use_cache=True, **{name: cache})
+        cache, parts = output[modeling.CACHE_NAME], [*parts, output.logits]
     assert (torch.cat(parts, dim=1) - whole).abs().max() <= 1e-5
     assert torch.equal(model(ids, condition_ids=torch.tensor([0, 1]), logits_to_keep=2).logits, whole[:, -2:])
 
