@@ -177,10 +177,13 @@ def _trie_of_grams(grams: list[np.ndarray]) -> Any:
 
 
 def best_ends(trie: Any, scores: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """``(n + 1,)`` uint8, 1 where a word of the segmentation of the highest sum of scores ends before symbol i."""
+    """The segmentation of the highest sum of scores, ``(n + 1,)`` int32: 2 + w where word w ends before symbol i.
+
+    It is 1 where a symbol that no word holds ends, and 0 elsewhere.
+    """
     from .trie_kernel import segment
 
-    ends = np.zeros(len(symbols) + 1, np.uint8)
+    ends = np.zeros(len(symbols) + 1, np.int32)
     segment(symbols, *trie, scores, UNKNOWN_SCORE, ends)
     return ends
 
@@ -221,7 +224,7 @@ def segment_counts(trie: Any, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
 
     counts = np.zeros((2, len(scores)), np.int64)
     last = np.full(len(scores), -1, np.int64)
-    trie_kernel.count_words(chunk.symbols, chunk.starts, *trie, scores, UNKNOWN_SCORE, counts[0], counts[1], last)
+    trie_kernel.count_words(best_ends(trie, scores, chunk.symbols), chunk.starts, counts[0], counts[1], last)
     return counts
 
 
@@ -569,7 +572,7 @@ def number_words(trie: Any, scores: np.ndarray, numbers: np.ndarray, chunk: Chun
 
     ends = best_ends(trie, scores, chunk.symbols)
     out, starts = np.empty(len(chunk.symbols), np.uint16), np.empty(len(chunk.starts), np.int64)
-    size = trie_kernel.number_words(chunk.symbols, chunk.starts, ends, *trie, numbers, out, starts)
+    size = trie_kernel.number_words(chunk.symbols, ends, chunk.starts, numbers, out, starts)
     return Chunk(out[:size].copy(), starts)
 
 

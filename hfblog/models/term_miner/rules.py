@@ -38,7 +38,7 @@ LANGUAGES: dict[str, dict[str, Any]] = {
         "starts": (),
         "ends": (),
         "edges": tuple(ENGLISH_EDGES.split()),
-        "require": r"^[^\W\d_].*[^\W\d_]{2}",
+        "require": r"^(?=.*[^\W\d_]{2})[^\W\d_].*[^\W\d_]$",  # letters at both ends, two of them together
         "no_repeats": False,
         "no_counts": False,
     },

@@ -48,16 +48,16 @@ class Segmenter:
             self.longest = max(map(len, words))
 
     def ends(self, symbols: np.ndarray) -> np.ndarray:
-        """``(n + 1,)`` uint8, 1 where a word, or a symbol that no word holds, ends before symbol i."""
+        """``(n + 1,)`` bool, whether a word, or a symbol that no word holds, ends before symbol i."""
         if self.trie is not None:
-            return best_ends(self.trie, self.scores, symbols)
-        found = np.zeros(len(symbols) + 1, np.uint8)
+            return best_ends(self.trie, self.scores, symbols) > 0
+        found = np.zeros(len(symbols) + 1, bool)
         whole = symbols.tolist()
         begin = 0
         for place in range(len(whole) + 1):
             if place == len(whole) or whole[place] == BREAK:
                 for end in self._best_ends(tuple(whole[begin:place])):
-                    found[begin + end] = 1
+                    found[begin + end] = True
                 begin = place + 1
         return found
 
@@ -112,7 +112,7 @@ class Segmenter:
         codes = every_code[begins]
         breaks = symbols == BREAK
         starts = np.ones(len(symbols), bool)
-        starts[1:] = breaks[1:] | breaks[:-1] | (self.ends(symbols)[1:-1] == 1)
+        starts[1:] = breaks[1:] | breaks[:-1] | self.ends(symbols)[1:-1]
         starts[1:] &= ~(breaks[1:] & breaks[:-1] & (codes[1:] == codes[:-1]) & (begins[1:] == ends[:-1]))
         firsts = np.flatnonzero(starts)
         word_begins = begins[firsts]

@@ -187,43 +187,11 @@ def _run_end(symbols, begin):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last):
-    """The segmentation of a run of the highest sum of scores.
-
-    For every place: the best sum up to it, where its last word begins, and which it is, -1 for an unknown symbol.
-    """
-    best[0] = 0.0
-    for place in range(1, size + 1):
-        best[place] = -np.inf
-    for place in range(size):
-        so_far = best[place]
-        node = first[symbols[begin + place]]
-        if node < 0 or words[node] < 0:
-            score = so_far + unknown
-            if score > best[place + 1]:
-                best[place + 1] = score
-                back[place + 1] = place
-                last[place + 1] = -1
-        next_place = place
-        while node >= 0:
-            next_place += 1
-            word = words[node]
-            if word >= 0:
-                score = so_far + scores[word]
-                if score > best[next_place]:
-                    best[next_place] = score
-                    back[next_place] = place
-                    last[next_place] = word
-            if next_place == size:
-                break
-            node = child(node, symbols[begin + next_place], edges)
-
-
-@numba.njit(cache=True, nogil=True, boundscheck=False)
 def segment(symbols, first, edges, words, scores, unknown, ends):
-    """The segmentation of the highest sum of scores: ``ends[i] = 1`` where a word, or an unknown symbol, ends before i.
+    """The segmentation of the highest sum of scores.
 
-    ``ends`` ``(n + 1,)`` holds zeros.
+    ``ends`` ``(n + 1,)`` holds zeros; ``ends[i]`` becomes 2 + w where word w ends before symbol i, 1 where an unknown symbol
+    does.
     """
     room = 256
     best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
@@ -236,69 +204,68 @@ def segment(symbols, first, edges, words, scores, unknown, ends):
         if size > room:
             room = 2 * size
             best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
-        _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last)
+        # for every place the best sum up to it, where its last word begins, and which it is
+        best[0] = 0.0
+        for place in range(1, size + 1):
+            best[place] = -np.inf
+        for place in range(size):
+            so_far = best[place]
+            node = first[symbols[begin + place]]
+            if node < 0 or words[node] < 0:
+                score = so_far + unknown
+                if score > best[place + 1]:
+                    best[place + 1] = score
+                    back[place + 1] = place
+                    last[place + 1] = -1
+            next_place = place
+            while node >= 0:
+                next_place += 1
+                word = words[node]
+                if word >= 0:
+                    score = so_far + scores[word]
+                    if score > best[next_place]:
+                        best[next_place] = score
+                        back[next_place] = place
+                        last[next_place] = word
+                if next_place == size:
+                    break
+                node = child(node, symbols[begin + next_place], edges)
         place = size
         while place > 0:
-            ends[begin + place] = 1
+            ends[begin + place] = 2 + last[place]
             place = back[place]
         begin += size
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def count_words(symbols, starts, first, edges, words, scores, unknown, counts, documents, last_document):
-    """Counts of the words of that segmentation, and in how many documents each occurs; ``last_document`` starts at -1."""
-    room = 256
-    best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
+def count_words(ends, starts, counts, documents, last_document):
+    """Counts of a segmentation's words, and in how many documents each occurs; ``last_document`` starts at -1."""
     document = 0
-    begin = 0
-    while begin < len(symbols):
-        if symbols[begin] == 0:
-            begin += 1
+    for place in range(1, len(ends)):
+        word = ends[place] - 2
+        if word < 0:
             continue
-        while document + 1 < len(starts) and starts[document + 1] <= begin:
+        while document + 1 < len(starts) and starts[document + 1] < place:
             document += 1
-        size = _run_end(symbols, begin) - begin
-        if size > room:
-            room = 2 * size
-            best, back, last = np.empty(room + 1), np.empty(room + 1, np.int64), np.empty(room + 1, np.int64)
-        _best_path(symbols, begin, size, first, edges, words, scores, unknown, best, back, last)
-        place = size
-        while place > 0:
-            word = last[place]
-            if word >= 0:
-                counts[word] += 1
-                if last_document[word] != document:
-                    last_document[word] = document
-                    documents[word] += 1
-            place = back[place]
-        begin += size
+        counts[word] += 1
+        if last_document[word] != document:
+            last_document[word] = document
+            documents[word] += 1
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def number_words(symbols, starts, ends, first, edges, words, numbers, out, out_starts):
-    """One number for every word between ``ends``, ``numbers[word]``, 0 for unknown ones and breaks; gives back how many."""
-    length = len(symbols)
+def number_words(symbols, ends, starts, numbers, out, out_starts):
+    """One number for every word of a segmentation, ``numbers[word]``, 0 for unknown ones and breaks; gives back how many."""
     document = 0
     size = 0
-    begin = 0
-    while begin < length:
-        while document < len(starts) and starts[document] <= begin:
+    for place in range(len(symbols)):
+        while document < len(starts) and starts[document] <= place:
             out_starts[document] = size
             document += 1
-        if symbols[begin] == 0:
-            out[size] = 0
+        end = ends[place + 1]
+        if symbols[place] == 0 or end > 0:
+            out[size] = numbers[end - 2] if end > 1 else 0
             size += 1
-            begin += 1
-            continue
-        node = first[symbols[begin]]
-        end = begin + 1
-        while end < length and symbols[end] != 0 and not ends[end]:
-            if node >= 0:
-                node = child(node, symbols[end], edges)
-            end += 1
-        out[size] = numbers[words[node]] if node >= 0 and words[node] >= 0 else 0
-        size += 1
-        begin = end
     while document < len(starts):
         out_starts[document] = size
         document += 1
