@@ -21,6 +21,7 @@ Models of text also derive from `TrainingTesterMixin` of ``tests.test_training_m
 from __future__ import annotations
 
 import contextlib
+import unittest
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -86,6 +87,14 @@ class CommonTests(ModelTesterMixin):
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+
+class FollowsFloat64:
+    """For models some parts of which stay in float32 beside bfloat16, and are float64 in a model of float64."""
+
+    @unittest.skip("a fixed float32, which transformers asks for from version 5.24 on, would spoil a model of float64")
+    def test_keep_in_fp32_modules_strict_also_hardcode_fp32(self) -> None:
+        pass
 
 
 class CommonTestsWithoutHiddenStates(CommonTests):

@@ -73,6 +73,10 @@ class ConditionalLNBertTest(CommonTests, TrainingTesterMixin, unittest.TestCase)
     def test_generation_tester_mixin_inheritance(self) -> None:
         pass
 
+    @unittest.skip("a cache is taken under both names without a warning, whichever the version of transformers uses")
+    def test_bc_cache_name_forward(self) -> None:
+        pass
+
 
 def _with_a_loss(name: str):
     """A training test without the base model, which has no loss; transformers knows that of its own base models only."""

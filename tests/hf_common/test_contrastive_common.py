@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from common_testers import CommonTests, CommonTestsWithoutHiddenStates, ModelTester
+from common_testers import CommonTests, CommonTestsWithoutHiddenStates, FollowsFloat64, ModelTester
 from tests.test_training_mixin import TrainingTesterMixin
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
@@ -64,13 +64,13 @@ class NCELMTester(ModelTester):
         return {"labels": torch.zeros((self.batch_size, self.seq_length), dtype=torch.long, device=torch_device)}
 
 
-class NCELMTest(CommonTests, TrainingTesterMixin, unittest.TestCase):
+class NCELMTest(FollowsFloat64, CommonTests, TrainingTesterMixin, unittest.TestCase):
     model_tester_class = NCELMTester
     # a backbone's checkpoint is of its own type, whose configuration says nothing of noise
     test_missing_keys = False
     # words come as noise now and then, not every time as in a softmax
     training_overfit_learning_rate = 1e-2
-    training_overfit_steps = 600
+    training_overfit_steps = 1200
 
     @unittest.skip("its mixin is not in the source distribution; generation is tested in tests/models/contrastive")
     def test_generation_tester_mixin_inheritance(self) -> None:
@@ -128,7 +128,7 @@ class NCEDensityTester(ModelTester):
         return {"pixel_values": levels / 16}
 
 
-class NCEDensityTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
+class NCEDensityTest(FollowsFloat64, CommonTestsWithoutHiddenStates, unittest.TestCase):
     """Without `TrainingTesterMixin`, which knows how to make a batch of text only."""
 
     model_tester_class = NCEDensityTester
@@ -191,7 +191,7 @@ class MinEntropyEmbeddingTester(ModelTester):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-class MinEntropyEmbeddingTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
+class MinEntropyEmbeddingTest(FollowsFloat64, CommonTestsWithoutHiddenStates, unittest.TestCase):
     model_tester_class = MinEntropyEmbeddingTester
     has_attentions = False
     # Noise, bias and context vectors have one entry an item: a vocabulary is settled before training.

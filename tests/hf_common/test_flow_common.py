@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from common_testers import CommonTests, ModelTester
+from common_testers import CommonTests, FollowsFloat64, ModelTester
 from torch import Tensor
 from transformers.testing_utils import torch_device
 
@@ -23,7 +23,7 @@ class FlowTester(ModelTester):
         return {"pixel_values": levels / (config.num_levels - 1)}
 
 
-class FlowTests(CommonTests):
+class FlowTests(FollowsFloat64, CommonTests):
     """Without `TrainingTesterMixin`, which knows how to make a batch of text only."""
 
     has_attentions = False
