@@ -554,10 +554,11 @@ class TermMinerModel(PreTrainedModel):
         Returns:
             For each text its words; marks are words of their own, equal ones in a row one, and spaces are left out.
         """
-        return list(self.iter_segment([texts] if isinstance(texts, str) else texts, compounds))
+        return list(self.iter_segment(texts, compounds))
 
-    def iter_segment(self, texts: Iterable[str], compounds: bool = False) -> Iterator[list[str]]:
+    def iter_segment(self, texts: str | Iterable[str], compounds: bool = False) -> Iterator[list[str]]:
         """As `segment`, a text after the other, for more of them than memory holds."""
+        texts = [texts] if isinstance(texts, str) else texts
         if not compounds:
             yield from self._segmenter().words(texts)
             return

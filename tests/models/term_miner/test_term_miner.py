@@ -79,6 +79,8 @@ def test_words_of_the_newspaper(miner, texts):
         ["新华社", "记者", "报道", "，", "１９９８年", "中国", "经济", "发展", "。"]
     ]
     compounds = miner.segment(texts["news"], compounds=True)
+    for whole, together in ((miner.segment(texts["news"]), False), (compounds, True)):
+        assert list(miner.iter_segment(iter(texts["news"]), together)) == whole
     assert any(miner.ids.get(word, 0) >= miner.config.num_words for words in compounds for word in words)
     for text, words in zip(texts["news"], compounds, strict=True):
         assert "".join(words) == "".join(text.split())
