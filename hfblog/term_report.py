@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -73,28 +74,43 @@ def print_table(rows: Sequence[dict[str, Any]], file: IO[str] | None = None) -> 
         print("  ".join(padded).rstrip(), file=file or sys.stdout)
 
 
-def find_examples(texts: Iterable[str], terms: Sequence[str], each: int = 3, around: int = 20) -> dict[str, list[tuple]]:
+def find_examples(
+    texts: Iterable[str], terms: Sequence[str], each: int = 3, around: int = 20, level: str = "character"
+) -> dict[str, list[tuple]]:
     """Terms in their context, from the first texts that hold them.
 
     Args:
         each: examples a term.
         around: characters to either side.
+        level: ``"word"`` where terms are whole words, and capitals are small letters in them.
 
     Returns:
-        For each term that was found triples: what stands before, the term, what stands behind.
+        For each term that was found triples: what stands before, the term as it stands there, what stands behind.
     """
     found: dict[str, list[tuple]] = {}
     wanted = set(terms)
     for text in texts:
         if not wanted:
             break
-        for term in [term for term in wanted if term in text]:
-            place = text.index(term)
+        searched = text.lower() if level == "word" else text
+        if len(searched) != len(text):  # a letter whose small form is two
+            searched = text
+        for term in [term for term in wanted if term in searched]:
+            place = _whole(searched, term) if level == "word" else searched.index(term)
+            if place < 0:
+                continue
             end = place + len(term)
-            found.setdefault(term, []).append((text[max(0, place - around) : place], term, text[end : end + around]))
+            example = (text[max(0, place - around) : place], text[place:end], text[end : end + around])
+            found.setdefault(term, []).append(example)
             if len(found[term]) == each:
                 wanted.discard(term)
     return found
+
+
+def _whole(text: str, term: str) -> int:
+    """Where a term first stands as whole words, or -1."""
+    match = re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text)
+    return match.start() if match else -1
 
 
 def _points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -88,7 +88,11 @@ def mine(arguments: argparse.Namespace) -> None:
         settings["rules"] = arguments.rules
     start = time.perf_counter()
     miner = TermMinerModel(TermMinerConfig(level=arguments.level, **settings))
-    background = {Path(source).name: documents([source], arguments) for source in arguments.background}
+    files = [Path(source).name for source in arguments.background]
+    background = {
+        name if files.count(name) == 1 else source: documents([source], arguments)
+        for name, source in zip(files, arguments.background, strict=True)
+    }
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         miner.fit(documents(arguments.corpus, arguments), background, directory=directory)
         seconds = time.perf_counter() - start
@@ -108,7 +112,8 @@ def mine(arguments: argparse.Namespace) -> None:
         }
         examples = {}
         if STANDARD_INPUT not in arguments.corpus:
-            examples = find_examples(documents(arguments.corpus, arguments, progress=False), [row["term"] for row in rows])
+            again = documents(arguments.corpus, arguments, progress=False)
+            examples = find_examples(again, [row["term"] for row in rows], level=arguments.level)
         if arguments.seeds:
             train_term_vectors(miner, documents(arguments.corpus, arguments))
     output.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -92,3 +93,33 @@ def test_report_escapes(tmp_path):
 def test_examples():
     found = find_examples(["天地人和", "人和", "天地"], ["天地", "无"], each=1, around=1)
     assert found == {"天地": [("", "天地", "人")]}
+    texts = ["A grand stand of the Grand Standards", "the Grand Stand"]
+    found = find_examples(texts, ["grand stand", "tan"], around=4, level="word")
+    assert found == {"grand stand": [("A ", "grand stand", " of "), ("the ", "Grand Stand", "")]}
+
+
+def test_english_against_two_files_of_one_name(tmp_path):
+    numbers = ["one", "two", "three", "four", "five", "six", "seven"]
+    pairs = [(first, second) for first in numbers for second in numbers]
+    texts = {
+        "domain": [f"The Neural Network {first} sees {second}" for first, second in pairs]
+        + [f"{first} is a word, {second} is the other" for first, second in pairs],
+        "news": [f"The {first} sees the {second}" for first, second in pairs],
+        "letters": [f"Dear {first}, the network of {second}" for first, second in pairs],
+    }
+    for name, lines in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
+    domain, *backgrounds = [tmp_path / name / "texts.txt" for name in texts]
+    settings = ["min_count=3", "compounds=false", "max_ngram=2", "max_term_length=2", "cohesion_thresholds=[2.5]"]
+    settings += ["single_symbol_penalty=0", "autonomy_weight=0"]
+    out = tmp_path / "out"
+    done = run(
+        domain, "--background", *backgrounds, "--level", "word", "--rules", "english", "--output", out, "--set", *settings
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((out / "terms.json").read_text(encoding="utf-8"))
+    assert row["term"] == "neural network" and row["count"] == 49 and row["background_count"] == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<mark>Neural Network</mark>" in page and "Its words stand together" in page and "In a million words" in page
+    assert all(str(path) in page for path in backgrounds)
