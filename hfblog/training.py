@@ -483,6 +483,7 @@ def training_record(
 
 
 def trainer_record(trainer: Trainer, seconds: float, split_sizes: dict[str, int], resumed: bool) -> dict[str, Any]:
+    """The record of a run of the Trainer."""
     state = trainer.state
     return training_record(
         trainer.args.seed,

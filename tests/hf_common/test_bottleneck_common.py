@@ -30,14 +30,6 @@ class BottleneckTests(CommonTestsWithoutHiddenStates):
 
     has_attentions = False
 
-    @unittest.skip("an encoder's features have no common size: there are no hidden states")
-    def test_hidden_states_output(self) -> None:
-        pass
-
-    @unittest.skip("an encoder's features have no common size: there are no hidden states")
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        pass
-
     def all_parts(self) -> contextlib.AbstractContextManager:
         """The noise of a regression or of a Gaussian decoder, which stays in float32, is there for these alone."""
         tester = self.model_tester_class

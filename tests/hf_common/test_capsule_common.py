@@ -46,14 +46,6 @@ class CapsuleTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
     # There is no vocabulary.
     test_resize_embeddings = False
 
-    @unittest.skip("a convolution's maps are no hidden states of one size")
-    def test_hidden_states_output(self) -> None:
-        pass
-
-    @unittest.skip("a convolution's maps are no hidden states of one size")
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        pass
-
     @unittest.skip("images have no input embeddings")
     def test_model_get_set_embeddings(self) -> None:
         pass

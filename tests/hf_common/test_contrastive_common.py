@@ -136,14 +136,6 @@ class NCEDensityTest(FollowsFloat64, CommonTestsWithoutHiddenStates, unittest.Te
     # There is no vocabulary.
     test_resize_embeddings = False
 
-    @unittest.skip("an energy is one number: there are no hidden states of one size")
-    def test_hidden_states_output(self) -> None:
-        pass
-
-    @unittest.skip("an energy is one number: there are no hidden states of one size")
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        pass
-
     @unittest.skip("a density takes continuous values, so it has no input embeddings")
     def test_model_get_set_embeddings(self) -> None:
         pass
@@ -196,14 +188,6 @@ class MinEntropyEmbeddingTest(FollowsFloat64, CommonTestsWithoutHiddenStates, un
     has_attentions = False
     # Noise, bias and context vectors have one entry an item: a vocabulary is settled before training.
     test_resize_embeddings = False
-
-    @unittest.skip("one layer: the vectors are the output")
-    def test_hidden_states_output(self) -> None:
-        pass
-
-    @unittest.skip("one layer: the vectors are the output")
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        pass
 
     def test_training(self) -> None:
         # vectors alone have no loss

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from common_testers import CommonTestsWithoutHiddenStates, ModelTester
+from model_examples import EXAMPLES
 from torch import Tensor
 from transformers.testing_utils import torch_device
 
@@ -20,14 +21,7 @@ class TermMinerTester(ModelTester):
     model_classes = (TermMinerModel,)
     common_properties = ()
     seq_length = 7
-    settings: ClassVar[dict[str, Any]] = {
-        "num_words": 40,
-        "num_compounds": 3,
-        "num_term_symbols": 50,
-        "num_symbol_bytes": 30,
-        "background_names": ["news", "reviews"],
-        "embedding_dim": 5,
-    }
+    settings: ClassVar[dict[str, Any]] = EXAMPLES["term_miner"].config
 
     def get_inputs(self, config: TermMinerConfig) -> dict[str, Tensor]:
         ids = torch.randint(config.num_words, (self.batch_size, self.seq_length), device=torch_device)
@@ -39,14 +33,6 @@ class TermMinerTest(CommonTestsWithoutHiddenStates, unittest.TestCase):
     has_attentions = False
     # Every term has an entry in each column of a table that was counted: a lexicon does not grow by an embedding.
     test_resize_embeddings = False
-
-    @unittest.skip("a table of terms has no layers")
-    def test_hidden_states_output(self) -> None:
-        pass
-
-    @unittest.skip("a table of terms has no layers")
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        pass
 
     @unittest.skip("words are counted: there are no input embeddings")
     def test_model_get_set_embeddings(self) -> None:

@@ -230,11 +230,11 @@ class VIBPreTrainedModel(PreTrainedModel):
 
     def features(self, **inputs: Tensor | None) -> Tensor:
         """What the encoder makes of the inputs of `forward`, ``(batch, features)``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define features")
 
     def keys(self, **inputs: Tensor | None) -> Tensor:
         """A number that tells each example from others, for noise of its own."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define keys")
 
     def code(
         self,

@@ -82,15 +82,15 @@ class Predictions:
 
     def logits(self, query: Tensor) -> Tensor:
         """Inner products ``(batch, n, k)`` with a query ``(batch, k, D)``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define logits")
 
     def weighted_sum(self, coupling: Tensor) -> Tensor:
         """Sums ``(batch, k, D)`` under a coupling ``(batch, n, k)``, which is 0 at masked inputs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define weighted_sum")
 
     def pool(self) -> Tensor:
         """Sums ``(batch, k, D)`` under uniform coupling."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define pool")
 
     def masked(self, coupling: Tensor) -> Tensor:
         return coupling if self.mask is None else coupling * self.mask[:, :, None].to(coupling.dtype)

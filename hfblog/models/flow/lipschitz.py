@@ -153,18 +153,18 @@ class LipschitzLayer(nn.Module):
 
     def operator(self, x: Tensor, weight: Tensor) -> Tensor:
         """The linear map alone, ``(batch, *in_shape) -> (batch, *out_shape)``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define operator")
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         """Its transpose."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define adjoint")
 
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define affine")
 
     def largest_singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In float64: the operator's norm or a lower estimate, its right singular vector, and a certified upper bound."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define largest_singular")
 
     def _power_iteration(self, right: Tensor, weight: Tensor, iterations: int) -> Tensor:
         for _ in range(iterations):

@@ -392,7 +392,7 @@ class TermMinerModel(PreTrainedModel):
             raise ValueError(f"k={k} must be positive")
         order = self._ranking(include_runs, min_burstiness)
         if rules is True:
-            rules = self._rules() or False
+            rules = self._rules()
         rows = []
         for place in order:
             if k is not None and len(rows) == k:
@@ -498,8 +498,7 @@ class TermMinerModel(PreTrainedModel):
         occurrences = int(self.table.occurrences[place])
         alone = row["count"] / max(1, occurrences)
         several = len(detail["parts"]) > 1
-        of_words = config.level == "word"
-        held = "words" if of_words or (several and place >= config.num_words) else "symbols"
+        held = "words" if several and place >= config.num_words else self._unit
         reasons = [
             f"It occurs {row['count']:,} times in {row['document_frequency']:,} documents"
             + (f", and {occurrences - row['count']:,} times within or across other words." if alone < 1 else "."),
@@ -518,7 +517,7 @@ class TermMinerModel(PreTrainedModel):
             domain, *others = detail["shares"].values()
             rest = ", ".join(f"{share:,.1f} in {name}" for name, share in zip(config.background_names, others, strict=True))
             reasons.append(
-                f"In a million {'words' if of_words else 'symbols'} it occurs {domain:,.1f} times in the domain and {rest} "
+                f"In a million {self._unit} it occurs {domain:,.1f} times in the domain and {rest} "
                 f"({config.contrast} {row['contrast']:.3g}, false discovery rate {detail['q_value']:.2g})."
             )
         if row["burstiness"] and self._shows_burstiness() and config.min_burstiness > 0:
@@ -530,12 +529,16 @@ class TermMinerModel(PreTrainedModel):
             reasons.append(f"A hand rule strikes it: it {broken}.")
         return reasons
 
+    @property
+    def _unit(self) -> str:
+        """What terms are made of, in words."""
+        return "words" if self.config.level == "word" else "symbols"
+
     def _kept_out(self, place: int, row: dict[str, Any]) -> str:
         """The limit that a term of the lexicon does not reach."""
         config, length = self.config, len(self._symbol_tuples()[place])
         if length < config.min_term_length:
-            unit = "words" if config.level == "word" else "symbols"
-            return f"it has {length} {unit}, fewer than min_term_length={config.min_term_length}"
+            return f"it has {length} {self._unit}, fewer than min_term_length={config.min_term_length}"
         if row["document_frequency"] < config.min_documents:
             return f"it is in {row['document_frequency']} documents, fewer than min_documents={config.min_documents}"
         if not row["count"]:
